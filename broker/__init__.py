@@ -1,0 +1,1 @@
+"""The broker: state machine over store and raft, request processors, long polling."""

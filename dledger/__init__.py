@@ -1,0 +1,1 @@
+"""Apache RocketMQ's model and wire protocol on a Raft-replicated log: the public face."""

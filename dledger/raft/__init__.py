@@ -1,0 +1,1 @@
+"""The replicated log: pysyncobj behind one adapter."""

@@ -1,0 +1,1 @@
+"""The nameserver: a pure route table and its server."""

@@ -1,0 +1,1 @@
+"""One replica's disk: CommitLog segments and the LMDB state."""
