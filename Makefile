@@ -1,0 +1,53 @@
+# Thin targets; each sets up its own environment from nothing. Needs Python 3.11+, make and git.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The servers' packages have generic names (store, broker): never import them from a stray folder.
+export PYTHONSAFEPATH := 1
+
+MESSAGES ?= 20000
+
+.PHONY: help demo test test-quick lint fmt wheel clean
+
+help:
+	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
+	@echo "make test   the whole test suite"
+	@echo "make lint   format check, ruff, mypy, import contracts"
+	@echo "make fmt    format and fix what can be fixed"
+	@echo "make wheel  build the wheel into dist/"
+
+# The stamp makes the second time quick: it is rebuilt only when the dependencies change.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; set PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/dledger demo --messages $(MESSAGES)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -q tests/unit tests/property
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
