@@ -1,0 +1,399 @@
+"""The stored layout of a message: what the CommitLog holds and a pull returns, byte for byte.
+
+Big endian. Version 1 has a one-byte topic length; version 2, with a two-byte one, is used only for
+topics of more than 127 bytes, because several clients always read one byte. Hosts take 8 bytes
+(address and port) or, where the flags say IPv6, 20.
+
+      0      4       8      12      16     20        28         36       40
+      +------+-------+------+-------+------+---------+----------+--------+-----------+
+      | size | magic | body | queue | flag | queue   | physical | sys    | born      |
+      |      |       | CRC  | id    |      | offset  | offset   | flag   | timestamp |
+      +------+-------+------+-------+------+---------+----------+--------+-----------+
+      48     56          64      72          76         84       88
+      +------+-----------+-------+-----------+----------+--------+------+-------+-------+
+      | born | store     | store | reconsume | prepared | body   | body | topic | prop. |
+      | host | timestamp | host  | times     | offset   | length |      |       |       |
+      +------+-----------+-------+-----------+----------+--------+------+-------+-------+
+                                                                    n   1+t/2+t    2+p
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from dledger.codes import PROPERTIES_BYTES_MAX, MessageFlag
+from dledger.errors import MessageRejectedError, RemoteProtocolError
+from dledger.message.compression import DECOMPRESSED_BYTES_MAX, decompress_body
+from dledger.message.identity import format_host, offset_message_id, pack_host
+from dledger.message.properties import Property, decode_properties
+
+STORED_SIZE_AT = 0
+QUEUE_OFFSET_AT = 20
+PHYSICAL_OFFSET_AT = 28
+SYS_FLAG_AT = 36
+STORE_TIMESTAMP_AT = 56  # with an IPv4 born host; `stored_store_timestamp` knows both
+STORED_SIZE_MIN = 91  # version 1, IPv4, nothing in it
+
+_MAGIC_V1 = 0xDAA320A7
+_MAGIC_V2 = 0xDAA320AB
+_TOPIC_BYTES_V1_MAX = 127
+_TOPIC_BYTES_MAX = 0x7FFF
+
+# Everything before the body, with IPv4 hosts.
+_HEAD = struct.Struct(">IIIiiqqiq8sq8siqi")
+_HEAD_SIZE = _HEAD.size
+# The same in the parts whose places depend on the length of the hosts.
+_FRONT = struct.Struct(">IIIiiqqiq")
+_MIDDLE = struct.Struct(">q")
+_BACK = struct.Struct(">iqi")
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_I64 = struct.Struct(">q")
+_ONE_BYTE = [bytes((n,)) for n in range(128)]
+
+_BORN_V6 = int(MessageFlag.BORN_HOST_V6)
+_STORE_V6 = int(MessageFlag.STORE_HOST_V6)
+_COMPRESSED = int(MessageFlag.COMPRESSED)
+
+_Buffer = bytes | bytearray | memoryview
+
+
+class Message(msgspec.Struct):
+    """What a user sends.
+
+    `keys` are indexed and may not contain spaces; `properties` are the user's own; `flag` is a
+    number that travels with the message and means nothing to the broker.
+    """
+
+    topic: str
+    body: bytes
+    tags: str = ""
+    keys: Sequence[str] = ()
+    properties: dict[str, str] = {}
+    flag: int = 0
+
+
+class ReceivedMessage(msgspec.Struct, kw_only=True):
+    """A stored message, decoded. Hosts are `ip:port`; times are milliseconds since the epoch."""
+
+    topic: str
+    body: bytes
+    properties: dict[str, str] = {}
+    queue_id: int = 0
+    queue_offset: int = 0
+    physical_offset: int = 0
+    size_bytes: int = 0
+    flag: int = 0
+    sys_flag: int = 0
+    born_timestamp_ms: int = 0
+    born_host: str = ""
+    store_timestamp_ms: int = 0
+    store_host: str = ""
+    reconsume_times: int = 0
+    prepared_transaction_offset: int = 0
+    body_crc: int = 0
+    broker_name: str = ""
+
+    @property
+    def tags(self) -> str:
+        """The tag, or an empty string."""
+        return self.properties.get(Property.TAGS, "")
+
+    @property
+    def keys(self) -> list[str]:
+        """The indexed keys that the producer gave."""
+        return self.properties.get(Property.KEYS, "").split()
+
+    @property
+    def unique_key(self) -> str:
+        """The id that the producing client made, or an empty string."""
+        return self.properties.get(Property.UNIQUE_KEY, "")
+
+    @property
+    def offset_message_id(self) -> str:
+        """The id made of the store host and the physical offset; empty without a store host."""
+        ip, _, port = self.store_host.rpartition(":")
+        if not port.isdigit():
+            return ""
+        return offset_message_id(pack_host(ip.strip("[]"), int(port)), self.physical_offset)
+
+    @property
+    def message_id(self) -> str:
+        """The unique key if there is one, else the offset message id."""
+        return self.unique_key or self.offset_message_id
+
+
+def message_properties(message: Message) -> dict[str, str]:
+    """Returns the user's properties with tag and keys added under their wire names.
+
+    Raises:
+        MessageRejectedError: A key is empty or contains a space.
+    """
+    properties = dict(message.properties)
+    if message.tags:
+        properties[Property.TAGS] = message.tags
+    if message.keys:
+        keys = (message.keys,) if isinstance(message.keys, str) else message.keys
+        for key in keys:
+            if not key or " " in key:
+                raise MessageRejectedError(f"message key {key!r} is empty or contains a space")
+        properties[Property.KEYS] = " ".join(keys)
+    return properties
+
+
+def encode_stored(
+    *,
+    topic: bytes,
+    queue_id: int,
+    flag: int,
+    queue_offset: int,
+    physical_offset: int,
+    sys_flag: int,
+    born_timestamp_ms: int,
+    born_host: bytes,
+    store_timestamp_ms: int,
+    store_host: bytes,
+    reconsume_times: int,
+    prepared_transaction_offset: int,
+    body: _Buffer,
+    properties: bytes,
+) -> bytes:
+    """Returns a message as it is stored.
+
+    Args:
+        topic: UTF-8.
+        queue_offset: May be 0 and stamped later at `QUEUE_OFFSET_AT`.
+        physical_offset: May be 0 and stamped later at `PHYSICAL_OFFSET_AT`.
+        sys_flag: The IPv6 bits are set or cleared to fit the hosts.
+        born_host: Packed by `pack_host`.
+        store_host: Packed by `pack_host`.
+        body: As stored, that is, compressed if `sys_flag` says so.
+        properties: Encoded by `encode_properties`.
+
+    Raises:
+        MessageRejectedError: Topic or properties are too long, or a number does not fit its field.
+    """
+    topic_length = len(topic)
+    properties_length = len(properties)
+    if properties_length > PROPERTIES_BYTES_MAX:
+        raise MessageRejectedError(
+            f"message properties of {properties_length} bytes exceed {PROPERTIES_BYTES_MAX}"
+        )
+    if topic_length <= _TOPIC_BYTES_V1_MAX:
+        magic = _MAGIC_V1
+        topic_prefix = _ONE_BYTE[topic_length]
+    else:
+        if topic_length > _TOPIC_BYTES_MAX:
+            raise MessageRejectedError(f"topic of {topic_length} bytes exceeds {_TOPIC_BYTES_MAX}")
+        magic = _MAGIC_V2
+        topic_prefix = _U16.pack(topic_length)
+    body_length = len(body)
+    tail = len(topic_prefix) + topic_length + 2 + properties_length
+    checksum = zlib.crc32(body) & 0x7FFFFFFF
+    try:
+        if len(born_host) == 8 and len(store_host) == 8:
+            head = _HEAD.pack(
+                _HEAD_SIZE + body_length + tail,
+                magic,
+                checksum,
+                queue_id,
+                flag,
+                queue_offset,
+                physical_offset,
+                sys_flag & ~(_BORN_V6 | _STORE_V6),
+                born_timestamp_ms,
+                born_host,
+                store_timestamp_ms,
+                store_host,
+                reconsume_times,
+                prepared_transaction_offset,
+                body_length,
+            )
+        else:
+            flags = sys_flag & ~(_BORN_V6 | _STORE_V6)
+            flags |= _BORN_V6 if len(born_host) == 20 else 0
+            flags |= _STORE_V6 if len(store_host) == 20 else 0
+            size = _HEAD_SIZE - 16 + len(born_host) + len(store_host) + body_length + tail
+            head = (
+                _FRONT.pack(
+                    size,
+                    magic,
+                    checksum,
+                    queue_id,
+                    flag,
+                    queue_offset,
+                    physical_offset,
+                    flags,
+                    born_timestamp_ms,
+                )
+                + born_host
+                + _MIDDLE.pack(store_timestamp_ms)
+                + store_host
+                + _BACK.pack(reconsume_times, prepared_transaction_offset, body_length)
+            )
+    except struct.error as exc:
+        raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
+    return b"".join((head, body, topic_prefix, topic, _U16.pack(properties_length), properties))
+
+
+def stored_size(buffer: _Buffer, start: int = 0) -> int:
+    """Returns the announced size of the stored message that begins at `start`.
+
+    Raises:
+        RemoteProtocolError: Fewer bytes than that follow, or too few for any message.
+    """
+    room = len(buffer) - start
+    if start < 0 or room < STORED_SIZE_MIN:
+        raise RemoteProtocolError(f"stored message at byte {start} is torn: {room} bytes left")
+    size: int = _U32.unpack_from(buffer, start)[0]
+    if not STORED_SIZE_MIN <= size <= room:
+        raise RemoteProtocolError(
+            f"stored message at byte {start} announces {size} bytes where {room} are left"
+        )
+    return size
+
+
+def stored_store_timestamp(buffer: _Buffer, start: int = 0) -> int:
+    """Returns the store timestamp in milliseconds of the stored message at `start`.
+
+    Raises:
+        RemoteProtocolError: The message is torn.
+    """
+    if len(buffer) - start < STORED_SIZE_MIN:
+        raise RemoteProtocolError(f"stored message at byte {start} is torn")
+    at = start + STORE_TIMESTAMP_AT
+    if buffer[start + SYS_FLAG_AT + 3] & _BORN_V6:
+        at += 12
+    timestamp: int = _I64.unpack_from(buffer, at)[0]
+    return timestamp
+
+
+def stored_properties(buffer: _Buffer, start: int = 0) -> bytes:
+    """Returns the raw properties string of the stored message at `start`.
+
+    Raises:
+        RemoteProtocolError: The message is torn or its lengths disagree.
+    """
+    stop = start + stored_size(buffer, start)
+    flags = buffer[start + SYS_FLAG_AT + 3]
+    at = start + _HEAD_SIZE - 4 + (12 if flags & _BORN_V6 else 0) + (12 if flags & _STORE_V6 else 0)
+    _, _, properties_at = _body_and_topic(buffer, start, at, stop)
+    return bytes(buffer[properties_at:stop])
+
+
+def decode_stored(
+    buffer: _Buffer,
+    start: int = 0,
+    *,
+    decompress: bool = True,
+    verify_crc: bool = False,
+    broker_name: str = "",
+    decompressed_bytes_max: int = DECOMPRESSED_BYTES_MAX,
+) -> ReceivedMessage:
+    """Decodes the stored message that begins at `start`.
+
+    Args:
+        decompress: Inflates a compressed body and clears the bit in `sys_flag`.
+        verify_crc: Checks the checksum of the body as stored.
+        broker_name: Noted in the result.
+        decompressed_bytes_max: Limit of an inflated body.
+
+    Raises:
+        RemoteProtocolError: Torn, damaged or not a stored message.
+    """
+    size = stored_size(buffer, start)
+    stop = start + size
+    (
+        _,
+        magic,
+        checksum,
+        queue_id,
+        flag,
+        queue_offset,
+        physical_offset,
+        sys_flag,
+        born_timestamp_ms,
+    ) = _FRONT.unpack_from(buffer, start)
+    if magic != _MAGIC_V1 and magic != _MAGIC_V2:
+        raise RemoteProtocolError(f"stored message at byte {start} has a bad magic {magic:#x}")
+    born_at = start + _FRONT.size
+    born_stop = born_at + (20 if sys_flag & _BORN_V6 else 8)
+    store_at = born_stop + 8
+    store_stop = store_at + (20 if sys_flag & _STORE_V6 else 8)
+    # The topic is looked at first because it checks that all the lengths agree.
+    body_at, topic_at, properties_at = _body_and_topic(buffer, start, store_stop + 12, stop)
+    reconsume_times, prepared_offset, body_length = _BACK.unpack_from(buffer, store_stop)
+    body: bytes = bytes(buffer[body_at : body_at + body_length])
+    if verify_crc and zlib.crc32(body) & 0x7FFFFFFF != checksum:
+        raise RemoteProtocolError(f"stored message at byte {start} has a bad body checksum")
+    if decompress and sys_flag & _COMPRESSED:
+        body = decompress_body(body, sys_flag, bytes_max=decompressed_bytes_max)
+        sys_flag &= ~_COMPRESSED
+    return ReceivedMessage(
+        topic=str(buffer[topic_at : properties_at - 2], "utf-8", "replace"),
+        body=body,
+        properties=decode_properties(bytes(buffer[properties_at:stop])),
+        queue_id=queue_id,
+        queue_offset=queue_offset,
+        physical_offset=physical_offset,
+        size_bytes=size,
+        flag=flag,
+        sys_flag=sys_flag,
+        born_timestamp_ms=born_timestamp_ms,
+        born_host=format_host(bytes(buffer[born_at:born_stop])),
+        store_timestamp_ms=_MIDDLE.unpack_from(buffer, born_stop)[0],
+        store_host=format_host(bytes(buffer[store_at:store_stop])),
+        reconsume_times=reconsume_times,
+        prepared_transaction_offset=prepared_offset,
+        body_crc=checksum,
+        broker_name=broker_name,
+    )
+
+
+def iter_stored(
+    buffer: _Buffer,
+    *,
+    decompress: bool = True,
+    verify_crc: bool = False,
+    broker_name: str = "",
+) -> Iterator[ReceivedMessage]:
+    """Yields the messages of a pull or query body, in order.
+
+    Raises:
+        RemoteProtocolError: A message is torn or damaged; those before it have been yielded.
+    """
+    at = 0
+    end = len(buffer)
+    while at < end:
+        message = decode_stored(
+            buffer, at, decompress=decompress, verify_crc=verify_crc, broker_name=broker_name
+        )
+        yield message
+        at += message.size_bytes
+
+
+def _body_and_topic(
+    buffer: _Buffer, start: int, body_length_at: int, stop: int
+) -> tuple[int, int, int]:
+    """Returns where body, topic and properties begin, having checked that all fill the size."""
+    body_at = body_length_at + 4
+    wide = _U32.unpack_from(buffer, start + 4)[0] == _MAGIC_V2
+    if body_at <= stop:
+        topic_length_at = body_at + _U32.unpack_from(buffer, body_length_at)[0]
+        topic_at = topic_length_at + (2 if wide else 1)
+        if topic_at <= stop:
+            if wide:
+                topic_length = _U16.unpack_from(buffer, topic_length_at)[0]
+            else:
+                topic_length = buffer[topic_length_at]
+            properties_at = topic_at + topic_length + 2
+            if (
+                properties_at <= stop
+                and properties_at + _U16.unpack_from(buffer, properties_at - 2)[0] == stop
+            ):
+                return body_at, topic_at, properties_at
+    raise RemoteProtocolError(f"stored message at byte {start} has lengths that disagree")
