@@ -285,6 +285,23 @@ class BrokerResponseError(ClientError):
         self.definite = definite  # type: ignore[misc]
 
 
+class SendFailedError(ClientError):
+    """A send gave up after one or more attempts; the last attempt's error is its `__cause__`.
+
+    `definite` here is an instance fact: `True` if every attempt was refused or never left, so that
+    the message is certainly not stored and never will be; `False` if one may still take effect.
+    """
+
+    retryable = True
+
+    def __init__(self, reason: str, *, attempts: int, outcome_unknown_attempts: int) -> None:
+        fate = "it may be stored" if outcome_unknown_attempts else "it was not stored"
+        super().__init__(f"send gave up after {attempts} attempts, {fate}: {reason}")
+        self.attempts = attempts
+        self.outcome_unknown_attempts = outcome_unknown_attempts
+        self.definite = outcome_unknown_attempts == 0  # type: ignore[misc]
+
+
 class InvariantError(DLedgerError):
     """Our own code is wrong. Caught nowhere; it ends the process."""
 
