@@ -61,6 +61,16 @@ class FrameTooLargeError(RemoteProtocolError):
         self.limit_bytes = limit_bytes
 
 
+class MalformedBodyError(RemoteProtocolError):
+    """The frame is whole but its body is not what the request or response should carry.
+
+    The request had no effect and the connection stays.
+    """
+
+    definite = True
+    response_code = ResponseCode.INVALID_PARAMETER
+
+
 # --- store --------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,582 @@
+"""Typed headers: the extension fields of each request and response.
+
+Attribute names follow our glossary, `field(name=…)` gives the name on the wire. Numbers are
+bounded by the width that other implementations give them, so that nothing wider reaches the store.
+Fields that are not declared are ignored; fields with a default may be absent.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from dledger.codes import AUTO_CREATE_TOPIC, RequestCode
+
+Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+# --- sending (10, 310, 320) ---------------------------------------------------------------------
+
+
+class SendMessageHeader(Struct, kw_only=True):
+    """SEND_MESSAGE, long field names."""
+
+    producer_group: str = field(name="producerGroup")
+    topic: str
+    default_topic: str = field(name="defaultTopic", default=AUTO_CREATE_TOPIC)
+    default_topic_queue_count: Int32 = field(name="defaultTopicQueueNums", default=4)
+    queue_id: Int32 = field(name="queueId")
+    sys_flag: Int32 = field(name="sysFlag", default=0)
+    born_timestamp_ms: Int64 = field(name="bornTimestamp")
+    flag: Int32 = 0
+    properties: str = ""
+    reconsume_times: Int32 = field(name="reconsumeTimes", default=0)
+    unit_mode: bool = field(name="unitMode", default=False)
+    max_reconsume_times: Int32 | None = field(name="maxReconsumeTimes", default=None)
+    batch: bool = False
+    broker_name: str = field(name="bname", default="")
+
+
+class SendMessageHeaderV2(Struct, kw_only=True):
+    """SEND_MESSAGE_V2 and SEND_BATCH_MESSAGE: the same with one-letter names."""
+
+    producer_group: str = field(name="a")
+    topic: str = field(name="b")
+    default_topic: str = field(name="c", default=AUTO_CREATE_TOPIC)
+    default_topic_queue_count: Int32 = field(name="d", default=4)
+    queue_id: Int32 = field(name="e")
+    sys_flag: Int32 = field(name="f", default=0)
+    born_timestamp_ms: Int64 = field(name="g")
+    flag: Int32 = field(name="h", default=0)
+    properties: str = field(name="i", default="")
+    reconsume_times: Int32 = field(name="j", default=0)
+    unit_mode: bool = field(name="k", default=False)
+    max_reconsume_times: Int32 | None = field(name="l", default=None)
+    batch: bool = field(name="m", default=False)
+    broker_name: str = field(name="n", default="")
+
+
+class SendMessageResponse(Struct, kw_only=True):
+    """Where a message was stored. `message_id` holds one offset id a message, joined by commas."""
+
+    message_id: str = field(name="msgId")
+    queue_id: Int32 = field(name="queueId")
+    queue_offset: Int64 = field(name="queueOffset")
+    transaction_id: str = field(name="transactionId", default="")
+    batch_unique_id: str = field(name="batchUniqId", default="")
+    region: str = field(name="MSG_REGION", default="DefaultRegion")
+    trace_on: bool = field(name="TRACE_ON", default=True)
+
+
+class ConsumerSendBackHeader(Struct, kw_only=True):
+    """CONSUMER_SEND_MESSAGE_BACK: deliver a message again later."""
+
+    physical_offset: Int64 = field(name="offset")
+    group: str
+    delay_level: Int32 = field(name="delayLevel")
+    origin_message_id: str = field(name="originMsgId", default="")
+    origin_topic: str = field(name="originTopic", default="")
+    unit_mode: bool = field(name="unitMode", default=False)
+    max_reconsume_times: Int32 | None = field(name="maxReconsumeTimes", default=None)
+
+
+class EndTransactionHeader(Struct, kw_only=True):
+    """END_TRANSACTION: commit (8), roll back (12) or not known (0)."""
+
+    producer_group: str = field(name="producerGroup")
+    queue_offset: Int64 = field(name="tranStateTableOffset")
+    physical_offset: Int64 = field(name="commitLogOffset")
+    commit_or_rollback: Int32 = field(name="commitOrRollback")
+    message_id: str = field(name="msgId", default="")
+    transaction_id: str = field(name="transactionId", default="")
+    from_transaction_check: bool = field(name="fromTransactionCheck", default=False)
+    topic: str = ""
+
+
+# --- pulling (11, 361) --------------------------------------------------------------------------
+
+
+class PullMessageHeader(Struct, kw_only=True):
+    """PULL_MESSAGE and LITE_PULL_MESSAGE. `sys_flag` holds `PullFlag` bits."""
+
+    consumer_group: str = field(name="consumerGroup")
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+    queue_offset: Int64 = field(name="queueOffset")
+    message_count_max: Int32 = field(name="maxMsgNums", default=32)
+    sys_flag: Int32 = field(name="sysFlag", default=0)
+    commit_offset: Int64 = field(name="commitOffset", default=0)
+    suspend_timeout_ms: Int64 = field(name="suspendTimeoutMillis", default=0)
+    sub_version: Int64 = field(name="subVersion", default=0)
+    subscription: str = ""
+    expression_type: str = field(name="expressionType", default="TAG")
+    bytes_max: Int32 | None = field(name="maxMsgBytes", default=None)
+
+
+class PullMessageResponse(Struct, kw_only=True):
+    """The four offsets that every answer to a pull carries, found or not."""
+
+    suggest_which_broker_id: Int64 = field(name="suggestWhichBrokerId", default=0)
+    next_begin_offset: Int64 = field(name="nextBeginOffset")
+    offset_min: Int64 = field(name="minOffset")
+    offset_max: Int64 = field(name="maxOffset")
+
+
+# --- offsets (14, 15, 29, 30, 31, 32) -----------------------------------------------------------
+
+
+class QueryConsumerOffsetHeader(Struct, kw_only=True):
+    """QUERY_CONSUMER_OFFSET."""
+
+    consumer_group: str = field(name="consumerGroup")
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+    set_zero_if_not_found: bool | None = field(name="setZeroIfNotFound", default=None)
+
+
+class UpdateConsumerOffsetHeader(Struct, kw_only=True):
+    """UPDATE_CONSUMER_OFFSET. `commit_offset` is the next queue offset to consume."""
+
+    consumer_group: str = field(name="consumerGroup")
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+    commit_offset: Int64 = field(name="commitOffset")
+
+
+class SearchOffsetHeader(Struct, kw_only=True):
+    """SEARCH_OFFSET_BY_TIMESTAMP."""
+
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+    timestamp_ms: Int64 = field(name="timestamp")
+    boundary_type: str = field(name="boundaryType", default="LOWER")
+
+
+class GetMaxOffsetHeader(Struct, kw_only=True):
+    """GET_MAX_OFFSET: the offset of the next message."""
+
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+    committed: bool = True
+
+
+class GetMinOffsetHeader(Struct, kw_only=True):
+    """GET_MIN_OFFSET: the offset of the oldest message held."""
+
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+
+
+class GetEarliestStoreTimeHeader(Struct, kw_only=True):
+    """GET_EARLIEST_MESSAGE_STORE_TIME."""
+
+    topic: str
+    queue_id: Int32 = field(name="queueId")
+
+
+class OffsetResponse(Struct, kw_only=True):
+    """The answer to every question for one offset."""
+
+    offset: Int64
+
+
+class TimestampResponse(Struct, kw_only=True):
+    """A store timestamp in milliseconds."""
+
+    timestamp_ms: Int64 = field(name="timestamp")
+
+
+# --- queries (12, 33) ---------------------------------------------------------------------------
+
+
+class QueryMessageHeader(Struct, kw_only=True):
+    """QUERY_MESSAGE by key, or by unique key."""
+
+    topic: str
+    key: str
+    count_max: Int32 = field(name="maxNum", default=32)
+    begin_timestamp_ms: Int64 = field(name="beginTimestamp", default=0)
+    end_timestamp_ms: Int64 = field(name="endTimestamp", default=2**63 - 1)
+    is_unique_key: bool = field(name="_UNIQUE_KEY_QUERY", default=False)
+
+
+class QueryMessageResponse(Struct, kw_only=True):
+    """How far the key index reaches."""
+
+    index_last_update_timestamp_ms: Int64 = field(name="indexLastUpdateTimestamp", default=0)
+    index_last_update_physical_offset: Int64 = field(name="indexLastUpdatePhyoffset", default=0)
+
+
+class ViewMessageHeader(Struct, kw_only=True):
+    """VIEW_MESSAGE_BY_ID."""
+
+    physical_offset: Int64 = field(name="offset")
+    topic: str = ""
+
+
+# --- clients and groups (34, 35, 38, 40) --------------------------------------------------------
+
+
+class HeartbeatResponse(Struct, kw_only=True):
+    """What a broker says about its heartbeat support; HEART_BEAT itself has only a body."""
+
+    is_heartbeat_v2_supported: bool = field(name="IS_SUPPORT_HEART_BEAT_V2", default=True)
+    is_subscription_changed: bool = field(name="IS_SUB_CHANGE", default=True)
+
+
+class UnregisterClientHeader(Struct, kw_only=True):
+    """UNREGISTER_CLIENT."""
+
+    client_id: str = field(name="clientID")
+    producer_group: str = field(name="producerGroup", default="")
+    consumer_group: str = field(name="consumerGroup", default="")
+
+
+class GetConsumerListHeader(Struct, kw_only=True):
+    """GET_CONSUMER_LIST_BY_GROUP."""
+
+    consumer_group: str = field(name="consumerGroup")
+
+
+class NotifyConsumerIdsChangedHeader(Struct, kw_only=True):
+    """NOTIFY_CONSUMER_IDS_CHANGED, sent by the broker, one-way."""
+
+    consumer_group: str = field(name="consumerGroup")
+
+
+# --- topics (17, 21, 202, 215, 300, 351) --------------------------------------------------------
+
+
+class CreateTopicHeader(Struct, kw_only=True):
+    """UPDATE_AND_CREATE_TOPIC. `attributes` is RocketMQ's text form, `+name=value,-name`."""
+
+    topic: str
+    default_topic: str = field(name="defaultTopic", default=AUTO_CREATE_TOPIC)
+    read_queue_count: Int32 = field(name="readQueueNums", default=4)
+    write_queue_count: Int32 = field(name="writeQueueNums", default=4)
+    permission: Int32 = field(name="perm", default=6)
+    filter_type: str = field(name="topicFilterType", default="SINGLE_TAG")
+    topic_flags: Int32 = field(name="topicSysFlag", default=0)
+    order: bool = False
+    attributes: str = ""
+    force: bool = False
+
+
+class DeleteTopicHeader(Struct, kw_only=True):
+    """DELETE_TOPIC_IN_BROKER."""
+
+    topic: str
+
+
+class GetTopicConfigHeader(Struct, kw_only=True):
+    """GET_TOPIC_CONFIG."""
+
+    topic: str
+
+
+class GetAllTopicConfigHeader(Struct, kw_only=True):
+    """GET_ALL_TOPIC_CONFIG; the fields page through the table and may be ignored."""
+
+    topic_sequence: Int32 = field(name="topicSeq", default=0)
+    topic_count_max: Int32 = field(name="maxTopicNum", default=0)
+    data_version: str = field(name="dataVersion", default="")
+
+
+class GetAllTopicConfigResponse(Struct, kw_only=True):
+    """How many topics there are in all."""
+
+    topic_count: Int32 = field(name="totalTopicNum")
+
+
+class GetTopicStatsHeader(Struct, kw_only=True):
+    """GET_TOPIC_STATS_INFO."""
+
+    topic: str
+
+
+class QueryTopicConsumersHeader(Struct, kw_only=True):
+    """QUERY_TOPIC_CONSUME_BY_WHO."""
+
+    topic: str
+
+
+# --- groups (201, 203, 204, 207, 208, 352) ------------------------------------------------------
+
+
+class GetAllGroupConfigHeader(Struct, kw_only=True):
+    """GET_ALL_SUBSCRIPTION_GROUP_CONFIG; the fields page through the table and may be ignored."""
+
+    group_sequence: Int32 = field(name="groupSeq", default=0)
+    group_count_max: Int32 = field(name="maxGroupNum", default=0)
+    data_version: str = field(name="dataVersion", default="")
+
+
+class GetAllGroupConfigResponse(Struct, kw_only=True):
+    """How many groups there are in all."""
+
+    group_count: Int32 = field(name="totalGroupNum")
+
+
+class GetGroupConfigHeader(Struct, kw_only=True):
+    """GET_SUBSCRIPTION_GROUP_CONFIG."""
+
+    group: str
+
+
+class DeleteGroupHeader(Struct, kw_only=True):
+    """DELETE_SUBSCRIPTION_GROUP."""
+
+    group: str = field(name="groupName")
+    clean_offset: bool = field(name="cleanOffset", default=False)
+
+
+class GetConsumerConnectionsHeader(Struct, kw_only=True):
+    """GET_CONSUMER_CONNECTION_LIST."""
+
+    consumer_group: str = field(name="consumerGroup")
+
+
+class GetProducerConnectionsHeader(Struct, kw_only=True):
+    """GET_PRODUCER_CONNECTION_LIST."""
+
+    producer_group: str = field(name="producerGroup")
+
+
+class GetConsumeStatsHeader(Struct, kw_only=True):
+    """GET_CONSUME_STATS. `topic_list` joins names with semicolons."""
+
+    consumer_group: str = field(name="consumerGroup")
+    topic: str = ""
+    topic_list: str = field(name="topicList", default="")
+
+
+# --- nameserver ---------------------------------------------------------------------------------
+
+
+class RegisterBrokerHeader(Struct, kw_only=True):
+    """REGISTER_BROKER. `term` is ours: the highest one wins broker id 0."""
+
+    broker_name: str = field(name="brokerName")
+    broker_address: str = field(name="brokerAddr")
+    cluster_name: str = field(name="clusterName")
+    ha_server_address: str = field(name="haServerAddr", default="")
+    broker_id: Int64 = field(name="brokerId")
+    heartbeat_timeout_ms: Int64 | None = field(name="heartbeatTimeoutMillis", default=None)
+    enable_acting_master: bool | None = field(name="enableActingMaster", default=None)
+    compressed: bool = False
+    body_crc32: Int64 = field(name="bodyCrc32", default=0)
+    term: Int64 = field(name="dlTerm", default=0)
+
+
+class RegisterBrokerResponse(Struct, kw_only=True):
+    """Who leads the registered broker group, as far as the nameserver knows."""
+
+    ha_server_address: str = field(name="haServerAddr", default="")
+    master_address: str = field(name="masterAddr", default="")
+
+
+class UnregisterBrokerHeader(Struct, kw_only=True):
+    """UNREGISTER_BROKER."""
+
+    broker_name: str = field(name="brokerName")
+    broker_address: str = field(name="brokerAddr")
+    cluster_name: str = field(name="clusterName", default="")
+    broker_id: Int64 = field(name="brokerId", default=0)
+
+
+class GetRouteHeader(Struct, kw_only=True):
+    """GET_ROUTEINFO_BY_TOPIC."""
+
+    topic: str
+    accept_standard_json_only: bool = field(name="acceptStandardJsonOnly", default=False)
+
+
+class GetTopicsByClusterHeader(Struct, kw_only=True):
+    """GET_TOPICS_BY_CLUSTER."""
+
+    cluster: str
+
+
+class DeleteTopicInNameserverHeader(Struct, kw_only=True):
+    """DELETE_TOPIC_IN_NAMESRV."""
+
+    topic: str
+    cluster_name: str = field(name="clusterName", default="")
+
+
+class PutKvConfigHeader(Struct, kw_only=True):
+    """PUT_KV_CONFIG."""
+
+    namespace: str
+    key: str
+    value: str
+
+
+class GetKvConfigHeader(Struct, kw_only=True):
+    """GET_KV_CONFIG."""
+
+    namespace: str
+    key: str
+
+
+class GetKvConfigResponse(Struct, kw_only=True):
+    """The value of one key."""
+
+    value: str
+
+
+class DeleteKvConfigHeader(Struct, kw_only=True):
+    """DELETE_KV_CONFIG."""
+
+    namespace: str
+    key: str
+
+
+class GetKvListHeader(Struct, kw_only=True):
+    """GET_KVLIST_BY_NAMESPACE."""
+
+    namespace: str
+
+
+class BrokerHeartbeatHeader(Struct, kw_only=True):
+    """BROKER_HEARTBEAT."""
+
+    cluster_name: str = field(name="clusterName")
+    broker_address: str = field(name="brokerAddr")
+    broker_name: str = field(name="brokerName")
+    broker_id: Int64 | None = field(name="brokerId", default=None)
+    heartbeat_timeout_ms: Int64 | None = field(name="heartbeatTimeoutMills", default=None)
+    epoch: Int64 | None = None
+    offset_max: Int64 | None = field(name="maxOffset", default=None)
+    confirm_offset: Int64 | None = field(name="confirmOffset", default=None)
+    election_priority: Int64 | None = field(name="electionPriority", default=None)
+
+
+class GetBrokerMemberGroupHeader(Struct, kw_only=True):
+    """GET_BROKER_MEMBER_GROUP."""
+
+    cluster_name: str = field(name="clusterName")
+    broker_name: str = field(name="brokerName")
+
+
+class QueryDataVersionHeader(Struct, kw_only=True):
+    """QUERY_DATA_VERSION."""
+
+    broker_name: str = field(name="brokerName")
+    broker_address: str = field(name="brokerAddr")
+    cluster_name: str = field(name="clusterName", default="")
+    broker_id: Int64 = field(name="brokerId", default=0)
+
+
+class QueryDataVersionResponse(Struct, kw_only=True):
+    """Whether the broker should register again."""
+
+    changed: bool
+
+
+class WritePermissionHeader(Struct, kw_only=True):
+    """WIPE_WRITE_PERM_OF_BROKER and ADD_WRITE_PERM_OF_BROKER."""
+
+    broker_name: str = field(name="brokerName")
+
+
+class WipeWritePermissionResponse(Struct, kw_only=True):
+    """How many topics of the broker lost their write permission."""
+
+    topic_count: Int32 = field(name="wipeTopicCount")
+
+
+class AddWritePermissionResponse(Struct, kw_only=True):
+    """How many topics of the broker got their write permission back."""
+
+    topic_count: Int32 = field(name="addTopicCount")
+
+
+# The header of each request; `None` where a request has no fields of its own.
+REQUEST_HEADERS: MappingProxyType[RequestCode, type[Struct] | None] = MappingProxyType(
+    {
+        RequestCode.SEND_MESSAGE: SendMessageHeader,
+        RequestCode.SEND_MESSAGE_V2: SendMessageHeaderV2,
+        RequestCode.SEND_BATCH_MESSAGE: SendMessageHeaderV2,
+        RequestCode.CONSUMER_SEND_MESSAGE_BACK: ConsumerSendBackHeader,
+        RequestCode.END_TRANSACTION: EndTransactionHeader,
+        RequestCode.PULL_MESSAGE: PullMessageHeader,
+        RequestCode.LITE_PULL_MESSAGE: PullMessageHeader,
+        RequestCode.QUERY_CONSUMER_OFFSET: QueryConsumerOffsetHeader,
+        RequestCode.UPDATE_CONSUMER_OFFSET: UpdateConsumerOffsetHeader,
+        RequestCode.SEARCH_OFFSET_BY_TIMESTAMP: SearchOffsetHeader,
+        RequestCode.GET_MAX_OFFSET: GetMaxOffsetHeader,
+        RequestCode.GET_MIN_OFFSET: GetMinOffsetHeader,
+        RequestCode.GET_EARLIEST_MESSAGE_STORE_TIME: GetEarliestStoreTimeHeader,
+        RequestCode.QUERY_MESSAGE: QueryMessageHeader,
+        RequestCode.VIEW_MESSAGE_BY_ID: ViewMessageHeader,
+        RequestCode.HEART_BEAT: None,
+        RequestCode.UNREGISTER_CLIENT: UnregisterClientHeader,
+        RequestCode.GET_CONSUMER_LIST_BY_GROUP: GetConsumerListHeader,
+        RequestCode.NOTIFY_CONSUMER_IDS_CHANGED: NotifyConsumerIdsChangedHeader,
+        RequestCode.LOCK_BATCH_MQ: None,
+        RequestCode.UNLOCK_BATCH_MQ: None,
+        RequestCode.UPDATE_AND_CREATE_TOPIC: CreateTopicHeader,
+        RequestCode.DELETE_TOPIC_IN_BROKER: DeleteTopicHeader,
+        RequestCode.GET_TOPIC_CONFIG: GetTopicConfigHeader,
+        RequestCode.GET_ALL_TOPIC_CONFIG: GetAllTopicConfigHeader,
+        RequestCode.GET_TOPIC_STATS_INFO: GetTopicStatsHeader,
+        RequestCode.QUERY_TOPIC_CONSUME_BY_WHO: QueryTopicConsumersHeader,
+        RequestCode.GET_BROKER_RUNTIME_INFO: None,
+        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: None,
+        RequestCode.GET_ALL_SUBSCRIPTION_GROUP_CONFIG: GetAllGroupConfigHeader,
+        RequestCode.GET_SUBSCRIPTION_GROUP_CONFIG: GetGroupConfigHeader,
+        RequestCode.DELETE_SUBSCRIPTION_GROUP: DeleteGroupHeader,
+        RequestCode.GET_CONSUMER_CONNECTION_LIST: GetConsumerConnectionsHeader,
+        RequestCode.GET_PRODUCER_CONNECTION_LIST: GetProducerConnectionsHeader,
+        RequestCode.GET_CONSUME_STATS: GetConsumeStatsHeader,
+        RequestCode.REGISTER_BROKER: RegisterBrokerHeader,
+        RequestCode.UNREGISTER_BROKER: UnregisterBrokerHeader,
+        RequestCode.GET_ROUTEINFO_BY_TOPIC: GetRouteHeader,
+        RequestCode.GET_BROKER_CLUSTER_INFO: None,
+        RequestCode.GET_ALL_TOPIC_LIST_FROM_NAMESERVER: None,
+        RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_NAMESERVER: None,
+        RequestCode.GET_TOPICS_BY_CLUSTER: GetTopicsByClusterHeader,
+        RequestCode.DELETE_TOPIC_IN_NAMESRV: DeleteTopicInNameserverHeader,
+        RequestCode.PUT_KV_CONFIG: PutKvConfigHeader,
+        RequestCode.GET_KV_CONFIG: GetKvConfigHeader,
+        RequestCode.DELETE_KV_CONFIG: DeleteKvConfigHeader,
+        RequestCode.GET_KVLIST_BY_NAMESPACE: GetKvListHeader,
+        RequestCode.BROKER_HEARTBEAT: BrokerHeartbeatHeader,
+        RequestCode.GET_BROKER_MEMBER_GROUP: GetBrokerMemberGroupHeader,
+        RequestCode.QUERY_DATA_VERSION: QueryDataVersionHeader,
+        RequestCode.WIPE_WRITE_PERM_OF_BROKER: WritePermissionHeader,
+        RequestCode.ADD_WRITE_PERM_OF_BROKER: WritePermissionHeader,
+    }
+)
+
+
+def to_ext(header: Struct) -> dict[str, str]:
+    """Returns the extension fields to send: decimals, `true`/`false`, text.
+
+    Fields that are `None`, and optional texts that are empty, are left out.
+    """
+    ext: dict[str, str] = {}
+    for attribute, wire_name, required in _wire_names(type(header)):
+        value: Any = getattr(header, attribute)
+        if value is None or (value == "" and not required):
+            continue
+        if value is True:
+            ext[wire_name] = "true"
+        elif value is False:
+            ext[wire_name] = "false"
+        else:
+            ext[wire_name] = str(value)
+    return ext
+
+
+@functools.lru_cache(maxsize=512)
+def _wire_names(type_: type[Struct]) -> tuple[tuple[str, str, bool], ...]:
+    return tuple(
+        (info.name, info.encode_name, info.required) for info in msgspec.structs.fields(type_)
+    )
