@@ -1,0 +1,216 @@
+"""What committed log entries do to the state of a replica.
+
+Applying is deterministic: it reads the entries and the store, no clock and no randomness, so all
+replicas come to the same state. It is total: every command that our leader can write has an
+effect or a defined refusal (as its result); anything else is a broken invariant and ends the
+process rather than letting replicas drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final, NamedTuple, Protocol, assert_never
+
+from broker.commands import (
+    RAFT_TYPES_END,
+    CommandType,
+    CommitOffsets,
+    Control,
+    DeleteGroup,
+    DeleteTopic,
+    PutGroup,
+    PutTopic,
+    decode_control,
+    offsets_of,
+)
+from broker.messages_command import KeyGroup, decode_messages
+from dledger.errors import invariant
+from store import state_keys as keys
+from store.state_batch import WriteBatch
+from store.state_store import StateStore
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Entry(Protocol):
+    """What is applied of a log entry; `dledger.raft.protocols.LogEntry` is one."""
+
+    @property
+    def index(self) -> int:
+        """Position in the log."""
+        ...
+
+    @property
+    def term(self) -> int:
+        """The leader's term."""
+        ...
+
+    @property
+    def body(self) -> Buffer:
+        """The command."""
+        ...
+
+
+class MessagesApplied(NamedTuple):
+    """Result of a MESSAGES command.
+
+    `missing_topic_ids` are the topics that had been deleted before: their messages were not
+    stored. Empty in the normal case.
+    """
+
+    missing_topic_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class AppliedEffects:
+    """What one call of `apply` has changed, for those who wait for it.
+
+    Attributes:
+        queues: (topic id, queue id) of every queue that got messages, and its new maximum offset.
+        topics: Names of topics created, changed or deleted.
+        groups: Names of groups created, changed or deleted.
+        offsets_stored: How many consumer offsets were stored.
+    """
+
+    queues: dict[tuple[int, int], int] = field(default_factory=dict)
+    topics: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    offsets_stored: int = 0
+
+
+_ALL_STORED: Final = MessagesApplied()
+
+
+class BrokerStateMachine:
+    """Applies entries to a `StateStore`. Satisfies `dledger.raft.protocols.StateMachine`."""
+
+    def __init__(
+        self, store: StateStore, on_applied: Callable[[AppliedEffects], None] | None = None
+    ) -> None:
+        """Makes a state machine over a store.
+
+        Args:
+            store: Where the effects go.
+            on_applied: Called after every transaction that changed something, before `apply`
+                returns its results.
+        """
+        self._store = store
+        self._on_applied = on_applied
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry whose effects are stored."""
+        return self._store.applied_index
+
+    def apply(self, entries: Sequence[Entry]) -> list[object]:
+        """Applies consecutive entries in one transaction.
+
+        Entries up to the applied index are skipped with the result None: their effects are
+        stored already.
+
+        Returns:
+            One result per entry; see the records in `commands`. None for Raft's own entries.
+
+        Raises:
+            DiskFullError: Nothing was applied; the same call may be made again.
+            InvariantError: A command is malformed or entries are not consecutive.
+
+        Durability: effects and applied index are written, together.
+        """
+        effects = AppliedEffects()
+        results: list[object] = []
+        index = self._store.applied_index
+        term = self._store.applied_term
+        held = index
+        with self._store.write() as batch:
+            for entry in entries:
+                if entry.index <= held:
+                    results.append(None)
+                    continue
+                invariant(
+                    entry.index == index + 1 and entry.term >= term,
+                    "entries to apply are not consecutive",
+                    index=entry.index,
+                    term=entry.term,
+                    applied_index=index,
+                    applied_term=term,
+                )
+                index, term = entry.index, entry.term
+                results.append(_apply_body(batch, entry.body, effects))
+            batch.set_applied(index, term)
+        if self._on_applied is not None and (
+            effects.queues or effects.topics or effects.groups or effects.offsets_stored
+        ):
+            self._on_applied(effects)
+        return results
+
+
+def _apply_body(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> object:
+    invariant(len(body), "empty log entry")
+    type_ = body[0]
+    if type_ == CommandType.MESSAGES:
+        return _apply_messages(batch, body, effects)
+    if type_ < RAFT_TYPES_END:
+        return None
+    return _apply_control(batch, decode_control(body), effects)
+
+
+def _apply_messages(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> MessagesApplied:
+    command = decode_messages(body)
+    missing: list[int] = []
+    for topic_id, queue_id, first_queue_offset, units in command.runs:
+        offset_max = batch.append_units(topic_id, queue_id, first_queue_offset, units)
+        if offset_max is None:
+            # Proposed before its topic was deleted, applied after.
+            missing.append(topic_id)
+        else:
+            effects.queues[topic_id, queue_id] = offset_max
+    for group in command.key_groups:
+        records = _without_topics(group, set(missing)) if missing else group.records
+        batch.put_keys(group.key_bytes, records)
+    return MessagesApplied(tuple(sorted(set(missing)))) if missing else _ALL_STORED
+
+
+def _without_topics(group: KeyGroup, topic_ids: set[int]) -> bytes:
+    """Returns the records of other topics; a deleted topic's could not be removed any more."""
+    records = Struct(f"{group.key_bytes + keys.KEY_VALUE_BYTES}s").iter_unpack(group.records)
+    return b"".join(
+        record for (record,) in records if keys.TOPIC_ID.unpack_from(record)[0] not in topic_ids
+    )
+
+
+def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects) -> object:
+    match command:
+        case PutTopic(config, only_create):
+            topic = batch.topic(config.name)
+            if topic is None or not only_create:
+                effects.topics.append(config.name)
+                topic = batch.put_topic(config)
+            return topic
+        case DeleteTopic(name):
+            topic = batch.topic(name)
+            if topic is None:
+                return False
+            effects.topics.append(name)
+            for queue in [queue for queue in effects.queues if queue[0] == topic.topic_id]:
+                del effects.queues[queue]
+            return batch.delete_topic(name)
+        case PutGroup(config, only_create):
+            group = batch.group(config.name)
+            if group is None or not only_create:
+                effects.groups.append(config.name)
+                group = batch.put_group(config)
+            return group
+        case DeleteGroup(name, delete_offsets):
+            existed = batch.delete_group(name, delete_offsets=delete_offsets)
+            if existed:
+                effects.groups.append(name)
+            return existed
+        case CommitOffsets():
+            stored = batch.put_consumer_offsets(offsets_of(command))
+            effects.offsets_stored += stored
+            return stored
+        case _:
+            assert_never(command)
