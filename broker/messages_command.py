@@ -38,7 +38,7 @@ VERSION: Final = 1
 HEAD: Final = Struct(">BBHIIIQ")
 RUN: Final = Struct(">IIQI")
 KEY_GROUP: Final = Struct(">HI")
-KEYS_INDEXED_MAX: Final = 64  # words of one message's KEYS that are indexed
+KEYS_INDEXED_MAX: Final = 128  # words of one message's KEYS that are indexed
 
 # Places in a stored message (RocketMQ's layout): queue offset and physical offset stand side by
 # side; the store timestamp comes after the host the message was born on, which may be IPv6.
@@ -62,54 +62,43 @@ class EncodedMessage(msgspec.Struct, frozen=True):
             timestamp in it are overwritten in the command.
         tag_hash: Hash of the tag, 0 without one.
         unique_key: The UNIQ_KEY property; empty if it is not to be indexed.
-        keys: The KEYS property as it is: words separated by spaces.
+        keys: The words of the KEYS property; the first 128 are indexed.
     """
 
     stored: bytes | bytearray
     tag_hash: int = 0
     unique_key: bytes = b""
-    keys: bytes = b""
+    keys: Sequence[bytes] = ()
 
 
 class Part:
     """Messages of one request to one queue. After encoding: where they went.
 
     Attributes:
+        messages: At least one.
+        size_bytes: Bytes of the messages, their units and their index records in a command.
+        key_lengths: Lengths of the index keys, without the physical offset.
         first_queue_offset: Queue offset of the first; the others follow. -1 before encoding.
         physical_offsets: One for each message, in order. Empty before encoding.
     """
 
-    __slots__ = ("first_queue_offset", "messages", "physical_offsets", "stems")
+    __slots__ = (
+        "first_queue_offset",
+        "key_lengths",
+        "messages",
+        "physical_offsets",
+        "size_bytes",
+        "stems",
+    )
 
-    def __init__(self, messages: Sequence[EncodedMessage], stems: list[tuple[bytes, int]]) -> None:
+    def __init__(self, topic_id: int, messages: Sequence[EncodedMessage]) -> None:
+        invariant(messages, "no messages to append", topic_id=topic_id)
         self.messages = messages
-        self.stems = stems  # (index key without the physical offset, number of the message)
         self.first_queue_offset = -1
         self.physical_offsets: list[int] = []
-
-
-class MessagesBuilder:
-    """Collects parts and encodes them as one command.
-
-    Invariant: `size_bytes` is the exact length of what `encode` will return.
-    """
-
-    def __init__(self) -> None:
-        self.size_bytes = HEAD.size
-        self.message_count = 0
-        self._runs: dict[tuple[int, int], list[Part]] = {}
-        self._key_lengths: set[int] = set()
-
-    def add(self, topic_id: int, queue_id: int, messages: Sequence[EncodedMessage]) -> Part:
-        """Adds messages at the end of a queue, behind those already added for it.
-
-        Args:
-            topic_id: The topic's number.
-            queue_id: The queue.
-            messages: At least one.
-        """
-        invariant(messages, "no messages to append", topic_id=topic_id, queue_id=queue_id)
-        stems: list[tuple[bytes, int]] = []
+        # (index key without the physical offset, number of the message)
+        self.stems: list[tuple[bytes, int]] = []
+        stems = self.stems
         size = len(messages) * keys.UNIT_BYTES
         for number, message in enumerate(messages):
             stored_bytes = len(message.stored)
@@ -120,17 +109,45 @@ class MessagesBuilder:
                 stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
             if message.keys:
                 # Without doubles, but in a fixed order: every run gives the same bytes.
-                words = dict.fromkeys(message.keys.split()[:KEYS_INDEXED_MAX])
-                stems.extend(
-                    (keys.key_stem(topic_id, word, unique=False), number) for word in words
-                )
-        for stem, _ in stems:
-            length = len(stem)
-            size += length + keys.KEY_TAIL.size
-            if length not in self._key_lengths:
-                self._key_lengths.add(length)
-                size += KEY_GROUP.size
-        part = Part(messages, stems)
+                for word in dict.fromkeys(message.keys[:KEYS_INDEXED_MAX]):
+                    if word:
+                        stems.append((keys.key_stem(topic_id, word, unique=False), number))
+        lengths = [len(stem) for stem, _ in stems]
+        self.key_lengths = frozenset(lengths)
+        self.size_bytes = size + sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+
+    @property
+    def command_bytes(self) -> int:
+        """Size of a command with nothing but this part."""
+        return HEAD.size + RUN.size + len(self.key_lengths) * KEY_GROUP.size + self.size_bytes
+
+
+class MessagesBuilder:
+    """Collects parts and encodes them as one command.
+
+    Invariant: `size_bytes` is the exact length of what `encode` will return.
+    """
+
+    __slots__ = ("_key_lengths", "_runs", "size_bytes")
+
+    def __init__(self) -> None:
+        self.size_bytes = HEAD.size
+        self._runs: dict[tuple[int, int], list[Part]] = {}
+        self._key_lengths: frozenset[int] = frozenset()
+
+    def add(self, topic_id: int, queue_id: int, part: Part) -> None:
+        """Adds messages at the end of a queue, behind those already added for it.
+
+        Args:
+            topic_id: The topic's number, with which the part was made.
+            queue_id: The queue.
+            part: The messages.
+        """
+        size = part.size_bytes
+        if not part.key_lengths <= self._key_lengths:
+            lengths = self._key_lengths | part.key_lengths
+            size += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
+            self._key_lengths = lengths
         parts = self._runs.get((topic_id, queue_id))
         if parts is None:
             self._runs[topic_id, queue_id] = [part]
@@ -138,8 +155,6 @@ class MessagesBuilder:
         else:
             parts.append(part)
         self.size_bytes += size
-        self.message_count += len(messages)
-        return part
 
     def encode(
         self,

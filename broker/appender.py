@@ -1,0 +1,341 @@
+"""The leader's send path: from encoded messages to proposals, and from commits to answers.
+
+All that arrives in one turn of the event loop becomes one log entry, because an entry has a price
+(a record header, a replication message, a share of an fdatasync, an LMDB transaction) that many
+messages should share. A turn that gathers more than `command_bytes_max` becomes several.
+
+Queue offsets are given when an entry gets its place in the log (`encode`), not when a message
+arrives: what is refused in between leaves no hole. The next offset of a queue is what the store has
+applied plus what is under way; the appender keeps that overlay for as long as this replica serves
+in one term. A new serving term starts from the store, which by then has applied everything that
+earlier terms can have committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from broker.messages_command import EncodedMessage, MessagesBuilder, Part
+from broker.state_machine import MessagesApplied
+from dledger.clock import Clock
+from dledger.errors import (
+    ConfigError,
+    DLedgerError,
+    FlowControlError,
+    InvariantError,
+    MessageRejectedError,
+    NotLeaderError,
+    TopicNotFoundError,
+    invariant,
+)
+from dledger.model import TopicConfig
+
+__all__ = ["Appender", "AppenderConfig", "AppenderStatistics", "EncodedMessage"]
+
+_logger = logging.getLogger(__name__)
+
+# (first queue offset, physical offset of each message, None) or (-1, [], error)
+AppendCallback = Callable[[int, list[int], DLedgerError | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppenderConfig:
+    """Limits of the send path.
+
+    Attributes:
+        command_bytes_max: A log entry is closed once it has gathered this much. Larger entries
+            save nothing more and delay heartbeats.
+        request_bytes_max: Largest command that one request may become; at most Raft's limit.
+        pending_bytes_max: Messages gathered or on their way to a majority; beyond it, appends
+            are refused.
+        commands_in_flight_max: Entries on their way to a majority. When reached, messages go on
+            gathering, which makes entries larger exactly when the disk or network is slow.
+    """
+
+    command_bytes_max: int = 512 * 1024
+    request_bytes_max: int = 6 * 1024 * 1024
+    pending_bytes_max: int = 48 * 1024 * 1024
+    commands_in_flight_max: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"appender.{name}", value, "must be greater than 0")
+        if self.request_bytes_max > self.pending_bytes_max:
+            raise ConfigError(
+                "appender.request_bytes_max",
+                self.request_bytes_max,
+                f"must not exceed appender.pending_bytes_max ({self.pending_bytes_max})",
+            )
+
+
+@dataclass(frozen=True)
+class AppenderStatistics:
+    """Work under way."""
+
+    pending_bytes: int
+    commands_in_flight: int
+    commands_waiting: int
+
+
+class Proposer(Protocol):
+    """What the appender asks of Raft; `dledger.raft.RaftNode` is one."""
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this replica leads and may serve."""
+        ...
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        ...
+
+    @property
+    def leader_id(self) -> str | None:
+        """The known leader."""
+        ...
+
+    def propose(
+        self, command: _Gathering, callback: Callable[[object, DLedgerError | None], None]
+    ) -> None:
+        """Proposes a command: raises if it is refused, otherwise calls back once."""
+        ...
+
+    def add_listener(self, listener: Appender) -> None:
+        """Tells the listener about leadership."""
+        ...
+
+
+class QueueBounds(Protocol):
+    """What the appender asks of the store."""
+
+    def queue_bounds(self, topic_id: int, queue_id: int) -> tuple[int, int]:
+        """Returns first and next queue offset as applied."""
+        ...
+
+
+class _Gathering:
+    """One command being gathered, then proposed. Satisfies `StampedCommand`."""
+
+    __slots__ = ("_owner", "builder", "requests", "size_bytes")
+
+    def __init__(self, owner: Appender) -> None:
+        self._owner = owner
+        self.builder = MessagesBuilder()
+        self.size_bytes = self.builder.size_bytes
+        self.requests: list[tuple[Part, TopicConfig, AppendCallback]] = []
+
+    def add(
+        self,
+        part: Part,
+        topic: TopicConfig,
+        queue_id: int,
+        callback: AppendCallback,
+    ) -> None:
+        """Adds the messages of a request."""
+        self.builder.add(topic.topic_id, queue_id, part)
+        self.size_bytes = self.builder.size_bytes
+        self.requests.append((part, topic, callback))
+
+    def encode(self, body_offset: int) -> bytearray:
+        """Returns the command for its place in the log; called once."""
+        return self._owner._encode(self.builder, body_offset)
+
+
+class Appender:
+    """Turns messages into log entries. Satisfies `RaftListener`.
+
+    Concurrency: the event loop only. Every accepted append is answered exactly once, provided
+    that Raft calls back for every proposal.
+    """
+
+    def __init__(
+        self, raft: Proposer, store: QueueBounds, config: AppenderConfig, clock: Clock
+    ) -> None:
+        """Makes an appender and registers it as a listener of `raft`.
+
+        Args:
+            raft: Where commands are proposed.
+            store: What has been applied.
+            config: Limits.
+            clock: Store timestamps.
+        """
+        self._raft = raft
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._serving_term: int | None = None
+        # Next queue offset of queues written in this term.  Invariant: at least the store's.
+        self._next_offsets: dict[tuple[int, int], int] = {}
+        self._store_timestamp_ms = 0
+        self._waiting: deque[_Gathering] = deque()  # the last one may still grow
+        self._flush_scheduled = False
+        self._commands_in_flight = 0
+        self._pending_bytes = 0
+        raft.add_listener(self)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of commands gathered or on their way to a majority."""
+        return self._pending_bytes
+
+    def statistics(self) -> AppenderStatistics:
+        """Returns how much is under way."""
+        return AppenderStatistics(self._pending_bytes, self._commands_in_flight, len(self._waiting))
+
+    def append(
+        self,
+        topic: TopicConfig,
+        queue_id: int,
+        messages: Sequence[EncodedMessage],
+        callback: AppendCallback,
+    ) -> None:
+        """Takes the messages of one request; they become consecutive messages of one queue.
+
+        Args:
+            topic: As the store holds it.
+            queue_id: A queue of it.
+            messages: At least one. Not copied yet: they must not change until the callback.
+            callback: Called once, later, with the first queue offset, the physical offset of
+                each message (valid to keep) and None; or with -1, an empty list and an error,
+                whose `definite` says whether the messages may still be stored.
+
+        Raises, with nothing accepted and no callback to come:
+            NotLeaderError: This replica does not serve as leader.
+            FlowControlError: Too much is under way.
+            MessageRejectedError: The request is too large for one log entry.
+
+        Durability: at the callback without error the messages are durable on a majority and
+        applied here.
+        """
+        if self._serving_term is None:
+            raise NotLeaderError(self._raft.leader_id, self._raft.term)
+        part = Part(topic.topic_id, messages)
+        config = self._config
+        size = part.command_bytes
+        if size > config.request_bytes_max:
+            raise MessageRejectedError(
+                f"{len(messages)} messages with their index make {size} bytes, more than "
+                f"appender.request_bytes_max = {config.request_bytes_max}"
+            )
+        if self._pending_bytes + size > config.pending_bytes_max:
+            raise FlowControlError(
+                f"appender.pending_bytes_max = {config.pending_bytes_max} is reached: "
+                f"{self._pending_bytes} bytes wait for a majority"
+            )
+        gathering = self._waiting[-1] if self._waiting else None
+        if gathering is None or gathering.size_bytes + size > config.command_bytes_max:
+            gathering = _Gathering(self)
+            self._waiting.append(gathering)
+            self._pending_bytes += gathering.size_bytes
+        before = gathering.size_bytes
+        gathering.add(part, topic, queue_id, callback)
+        self._pending_bytes += gathering.size_bytes - before
+        self._schedule_flush()
+
+    # --- leadership -------------------------------------------------------------------------
+
+    def on_serving(self, term: int) -> None:
+        """Begins to accept messages; queue offsets go on from what the store has applied."""
+        self._fail_waiting()
+        self._next_offsets.clear()
+        self._store_timestamp_ms = 0
+        self._serving_term = term
+
+    def on_stopped_serving(self) -> None:
+        """Refuses messages; those not proposed yet are answered as certainly not stored."""
+        self._serving_term = None
+        self._next_offsets.clear()
+        self._fail_waiting()
+
+    def on_leader_changed(self, leader_id: str | None, term: int) -> None:
+        """Does nothing: what counts is whether this replica serves."""
+
+    # --- proposing --------------------------------------------------------------------------
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled and self._waiting:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Proposes what has gathered, as far as the window allows."""
+        self._flush_scheduled = False
+        while self._waiting and self._commands_in_flight < self._config.commands_in_flight_max:
+            self._propose(self._waiting.popleft())
+
+    def _propose(self, gathering: _Gathering) -> None:
+        self._commands_in_flight += 1
+
+        def decided(result: object, error: DLedgerError | None) -> None:
+            self._commands_in_flight -= 1
+            self._pending_bytes -= gathering.size_bytes
+            self._answer(gathering, result, error)
+            self._schedule_flush()
+
+        try:
+            self._raft.propose(gathering, decided)
+        except InvariantError:
+            raise
+        except DLedgerError as error:
+            # Refused before it got a place: no queue offset was taken.
+            decided(None, error)
+
+    def _encode(self, builder: MessagesBuilder, body_offset: int) -> bytearray:
+        # Without this, offsets could be given out from a store that is still behind the log,
+        # and every replica would stop at an entry that does not fit.
+        invariant(self._serving_term is not None, "an entry got its place while not serving")
+        now = max(self._clock.wall_ms(), self._store_timestamp_ms)
+        self._store_timestamp_ms = now
+        return builder.encode(body_offset, now, self._take_offsets)
+
+    def _take_offsets(self, topic_id: int, queue_id: int, count: int) -> int:
+        queue = (topic_id, queue_id)
+        first = self._next_offsets.get(queue)
+        if first is None:
+            first = self._store.queue_bounds(topic_id, queue_id)[1]
+        self._next_offsets[queue] = first + count
+        return first
+
+    # --- answering --------------------------------------------------------------------------
+
+    def _answer(self, gathering: _Gathering, result: object, error: DLedgerError | None) -> None:
+        missing: tuple[int, ...] = ()
+        if error is None:
+            invariant(
+                isinstance(result, MessagesApplied), "unexpected result of messages", result=result
+            )
+            missing = result.missing_topic_ids  # type: ignore[attr-defined]
+        for part, topic, callback in gathering.requests:
+            failure = error
+            if missing and topic.topic_id in missing:
+                failure = TopicNotFoundError(f"topic {topic.name} was deleted meanwhile")
+            if failure is None:
+                _call(callback, part.first_queue_offset, part.physical_offsets, None)
+            else:
+                _call(callback, -1, [], failure)
+
+    def _fail_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for gathering in waiting:
+            self._pending_bytes -= gathering.size_bytes
+            error = NotLeaderError(self._raft.leader_id, self._raft.term)
+            self._answer(gathering, None, error)
+
+
+def _call(
+    callback: AppendCallback, first: int, offsets: list[int], error: DLedgerError | None
+) -> None:
+    """Calls back; one requester's failure must not cost the others their answers."""
+    try:
+        callback(first, offsets, error)
+    except InvariantError:
+        raise
+    except Exception:
+        _logger.exception("append callback failed")
