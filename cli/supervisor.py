@@ -80,7 +80,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     cwd=plan.directory,
-                    env=_environment(),
+                    env=server_environment(),
                     start_new_session=True,
                 )
             plan.pid_path.write_text(f"{child.pid}\n", encoding="ascii")
@@ -217,7 +217,7 @@ def _rotate(path: Path) -> None:
             path.replace(path.with_suffix(".log.1"))
 
 
-def _environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
     """The environment of a server process: it finds our packages whatever the folder it is in."""
     environment = dict(os.environ)
     environment["PYTHONSAFEPATH"] = "1"

@@ -51,6 +51,10 @@ class KeyValueTable:
             raise NotFoundError(f"No config item, Namespace: {namespace} Key: {key}")
         return value
 
+    def find(self, namespace: str, key: str) -> str | None:
+        """Returns a value, or `None`."""
+        return self._tables.get(namespace, {}).get(key)
+
     def delete(self, namespace: str, key: str) -> bool:
         """Removes a value; returns whether there was one."""
         table = self._tables.get(namespace, {})

@@ -197,7 +197,7 @@ class NameserverProcessor:
     def _route(self, connection: Connection, command: Command) -> Reply:
         topic = command.header(headers.GetRouteHeader).topic
         route = self._routes.route(topic)
-        order = self._key_values.tables().get(ORDER_TOPIC_NAMESPACE, {}).get(topic, "")
+        order = self._key_values.find(ORDER_TOPIC_NAMESPACE, topic) or ""
         return None, bodies.encode_topic_route(
             bodies.TopicRouteData(
                 broker_datas=[_broker_data(group) for group in route.groups],

@@ -1,0 +1,89 @@
+"""The `dledger` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from cli import lifecycle
+from cli.console import say
+from cli.errors import CommandError, ExitCode
+from cli.produce import produce
+from cli.servers import broker_app, nameserver_app
+from dledger.errors import ConfigError, DLedgerError, InvariantError
+
+app = typer.Typer(
+    name="dledger",
+    help="A Raft-replicated message broker with Apache RocketMQ's model and wire protocol.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(lifecycle.up)
+app.command()(lifecycle.down)
+app.command()(lifecycle.status)
+app.command()(produce)
+app.add_typer(nameserver_app, name="nameserver")
+app.add_typer(broker_app, name="broker")
+
+
+def main() -> None:
+    """Runs the command line of this process and ends it."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line; returns its exit code (`cli.errors.ExitCode`, 130 after Ctrl-C).
+
+    Every expected failure becomes one line on standard error, without a traceback.
+    """
+    try:
+        app(list(arguments), prog_name="dledger")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(bool(done.code))
+    except CommandError as error:
+        return _fail(error, error.exit_code)
+    except ConfigError as error:
+        return _fail(error, ExitCode.USAGE)
+    except InvariantError:
+        raise
+    except DLedgerError as error:
+        return _fail(error, ExitCode.FAILED if error.definite else ExitCode.UNKNOWN)
+    except BrokenPipeError:
+        # The reader of our output has gone (`dledger consume t | head`). Keep the interpreter from
+        # complaining about it again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        return 130
+    return ExitCode.DONE
+
+
+def _fail(error: Exception, code: ExitCode) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            say(f"dledger {version('dledger-mq')}")
+        except PackageNotFoundError:
+            say("dledger (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass

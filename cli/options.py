@@ -1,0 +1,42 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.layout import DEFAULT_PORT_BASE, HOST, load_layout
+
+DEFAULT_DATA = Path("dledger-data")
+NAMESERVER_VARIABLE = "DLEDGER_NAMESERVER"
+
+NameserverOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nameserver",
+        metavar="HOST:PORT[;...]",
+        help=f"Nameservers; default: ${NAMESERVER_VARIABLE}, else those of ./{DEFAULT_DATA}, "
+        f"else {HOST}:{DEFAULT_PORT_BASE}.",
+    ),
+]
+DataOption = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Where the cluster keeps everything.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up after this long.")
+]
+
+
+def nameservers(option: str | None, data: Path = DEFAULT_DATA) -> str:
+    """Returns the nameservers to use, `host:port;host:port`."""
+    if option:
+        return option
+    variable = os.environ.get(NAMESERVER_VARIABLE, "").strip()
+    if variable:
+        return variable
+    layout = load_layout(data)
+    return layout.nameserver_addresses if layout else f"{HOST}:{DEFAULT_PORT_BASE}"
