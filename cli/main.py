@@ -17,6 +17,12 @@ from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
 from dledger.errors import ConfigError, DLedgerError, InvariantError
 
+# The parser's own errors. typer brings its copy of click, whose module is private: the public
+# BadParameter leads to the root of the family.
+_LINE_ERRORS: tuple[type[Exception], ...] = tuple(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
 app = typer.Typer(
     name="dledger",
     help="A Raft-replicated message broker with Apache RocketMQ's model and wire protocol.",
@@ -44,9 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     Every expected failure becomes one line on standard error, without a traceback.
     """
     try:
-        app(list(arguments), prog_name="dledger")
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else int(bool(done.code))
+        return int(app(list(arguments), prog_name="dledger", standalone_mode=False) or 0)
+    except _LINE_ERRORS as error:
+        return _misused(error)
     except CommandError as error:
         return _fail(error, error.exit_code)
     except ConfigError as error:
@@ -60,9 +66,22 @@ def run(arguments: Sequence[str]) -> int:
         # complaining about it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return 130
-    return ExitCode.DONE
+
+
+def _misused(error: Exception) -> int:
+    """Reports what the command line parser refused."""
+    context = getattr(error, "ctx", None)
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # Its making has printed the help already, if rich does the printing.
+        if text.strip():
+            say(text)
+        return ExitCode.USAGE
+    path = context.command_path if context is not None else "dledger"
+    sys.stderr.write(f"error: {text} (see `{path} --help`)\n")
+    return ExitCode.USAGE
 
 
 def _fail(error: Exception, code: ExitCode) -> int:

@@ -242,7 +242,8 @@ async def _send_lines(
     try:
         while not stopping.is_set():
             reading = _read(source)
-            await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {reading, stopped}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 return
             data = reading.result()
