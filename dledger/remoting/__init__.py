@@ -1,1 +1,1 @@
-"""The RocketMQ remoting protocol: frames, headers, bodies; asyncio server and client."""
+"""The RocketMQ remoting protocol: frames, commands, typed headers and bodies, server and client."""
