@@ -47,10 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         asyncio.run(_serve(config))
-    except ConfigError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"cannot listen on {options.listen}: {error.strerror or error}")
+    except ConfigError as error:  # a directory or an address that cannot be used
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     return 0
 
 
@@ -67,11 +66,6 @@ async def _serve(config: NameserverConfig) -> None:
     finally:
         await server.stop()
     logger.info("nameserver stopped")
-
-
-def _fail(text: str) -> int:
-    sys.stderr.write(f"error: {text}\n")
-    return 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dledger.clock import Clock, SystemClock
 from dledger.errors import ConfigError
-from dledger.remoting.server import RemotingServer, ServerConfig
+from dledger.remoting.server import Connection, RemotingServer, ServerConfig
 from nameserver.key_value_file import KeyValueFile
 from nameserver.processor import NameserverProcessor
 from nameserver.route_table import RouteLimits, RouteTable
@@ -77,11 +77,16 @@ class NameserverServer:
         """The port that was bound."""
         return self._server.port
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The open connections."""
+        return self._server.connections
+
     async def start(self) -> None:
         """Binds and serves.
 
         Raises:
-            OSError: The address cannot be bound.
+            ConfigError: The address cannot be bound.
         """
         await self._server.start(self._config.host, self._config.port)
         self._expiry = asyncio.create_task(self._expire(), name="nameserver expiry")
