@@ -1,0 +1,615 @@
+"""The CommitLog: one replica's Raft log and message store, in segment files.
+
+Writes happen on the event loop, into the page cache; one sync thread makes them durable for all
+that has gathered (`store.group_commit`). Reads of the newest records come from memory, older ones
+from read-only mappings. Memory and opening time do not depend on the length of the log. How a log
+is opened after a crash, and what counts as damage, is told in `store.recovery`; the layout of every
+file in docs/storage-format.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dledger.clock import Clock, SystemClock
+from dledger.errors import (
+    DiskFailureError,
+    DiskFullError,
+    StoreClosedError,
+    StoreError,
+    invariant,
+)
+from store import recovery
+from store.config import StoreConfig
+from store.files import NO_SPACE_ERRNOS, FileLock, FileSystem, OsFileSystem
+from store.group_commit import GroupCommit, Seal
+from store.mark_file import DurableMark
+from store.reader import LogReader
+from store.record import (
+    HEADER_BYTES,
+    EntryLike,
+    LogEntry,
+    decode_records,
+    encode_record,
+    stamped_offsets,
+)
+from store.segment import Segment, segment_name
+from store.space import PAGE_BYTES, TINY_RECORD_BYTES, choose_capacity, margin_bytes
+from store.sync_worker import SyncWorker, ThreadSyncWorker
+from store.tail_cache import TailCache
+from store.verify import VerifyReport, open_error, verify_directory
+from store.vote_file import Vote, load_vote, save_vote
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "LOCK"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitLogStatistics:
+    """A snapshot of the log's numbers."""
+
+    first_index: int
+    last_index: int
+    durable_index: int
+    synced_index: int
+    offset_min: int
+    offset_max: int
+    segment_count: int
+    segments_mapped: int
+    tail_cache_count: int
+    tail_cache_bytes: int
+    sync_count: int
+    sync_seconds: float
+    is_failed: bool
+
+
+class CommitLog:
+    """One replica's log. Satisfies `dledger.raft`'s `LogStorage`.
+
+    Concurrency: everything belongs to one thread, the event loop's.
+    """
+
+    record_header_bytes = HEADER_BYTES
+
+    def __init__(
+        self,
+        directory: Path,
+        config: StoreConfig,
+        fs: FileSystem,
+        group: GroupCommit,
+        mark: DurableMark,
+        lock: FileLock,
+    ) -> None:
+        """Use `open`."""
+        self._directory = directory
+        self._config = config
+        self._fs = fs
+        self._group = group
+        self._mark = mark
+        self._lock = lock
+        self._segments: list[Segment] = []
+        self._active: Segment | None = None
+        self._cache = TailCache(config.tail_cache_bytes)
+        self._reader = LogReader(self._segments, self._cache, config.segments_mapped_max)
+        self._margin_bytes = margin_bytes(config)
+        self._last_index = 0
+        self._last_term = 0
+        self._offset_end = 0
+        self._vote = Vote(0, None)
+        self._is_closed = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        config: StoreConfig | None = None,
+        fs: FileSystem | None = None,
+        *,
+        sync_worker: SyncWorker | None = None,
+        clock: Clock | None = None,
+    ) -> CommitLog:
+        """Opens the log in a directory of its own, creating it if missing.
+
+        Args:
+            directory: Holds nothing else.
+            config: Defaults if None.
+            fs: The operating system's if None.
+            sync_worker: A `ThreadSyncWorker` if None.
+            clock: For statistics only.
+
+        Raises:
+            DataDirectoryLockedError: Another process has it open.
+            CorruptRecordError: The log is damaged; see `store.recovery`. Nothing was changed.
+            DiskFullError: No room even for the first small files.
+            DiskFailureError: The disk failed, or the directory cannot be used.
+
+        Durability: everything the opened log holds is synced.
+
+        Cost: reads the newest segment.
+        """
+        directory = Path(directory)
+        config = config or StoreConfig()
+        fs = fs or OsFileSystem()
+        clock = clock or SystemClock()
+        delay_s = config.flush_interval_ms / 1000 if config.flush == "async" else None
+        with contextlib.ExitStack() as stack:
+            try:
+                fs.make_directory(directory)
+                lock = fs.lock(directory / LOCK_NAME)
+                stack.callback(lock.release)
+                mark = DurableMark.open(fs, directory)
+                stack.callback(mark.close)
+                vote = load_vote(fs, directory)
+                found = recovery.open_log(fs, directory, config, mark)
+                if mark.offset is None:
+                    mark.lower_to(0)
+            except OSError as error:
+                raise open_error(directory, error) from error
+            group = GroupCommit(
+                fs,
+                directory,
+                mark,
+                sync_worker or ThreadSyncWorker(),
+                clock,
+                async_delay_s=delay_s,
+            )
+            log = cls(directory, config, fs, group, mark, lock)
+            log._adopt(found, vote)
+            stack.pop_all()
+        logger.info(
+            "log opened directory=%s first_index=%d last_index=%d offset_end=%d segments=%d",
+            directory,
+            log.first_index,
+            log.last_index,
+            log.offset_end,
+            len(log._segments),
+        )
+        return log
+
+    def _adopt(self, found: recovery.Examination, vote: Vote | None) -> None:
+        self._segments.extend(found.segments)
+        if found.segments:
+            self._active = found.segments[-1]
+            self._offset_end = self._active.end
+        self._last_index, self._last_term = found.last_index, found.last_term
+        self._group.begin(found.last_index, self._offset_end)
+        if vote is None and found.last_index:
+            logger.warning("vote file missing, term taken from the log term=%d", found.last_term)
+        vote = vote or Vote(0, None)
+        # A record's term is a lower bound: the replica was in that term when it took the record.
+        self._vote = vote if vote.term >= self._last_term else Vote(self._last_term, None)
+
+    # --- where the log begins and ends ----------------------------------------------------------
+
+    @property
+    def first_index(self) -> int:
+        """Returns the index of the oldest entry; 1 if there is none."""
+        return self._reader.first_index
+
+    @property
+    def last_index(self) -> int:
+        """Returns the index of the newest entry, written; 0 if there is none."""
+        return self._last_index
+
+    @property
+    def last_term(self) -> int:
+        """Returns the term of the newest entry; 0 if there is none."""
+        return self._last_term
+
+    @property
+    def durable_index(self) -> int:
+        """Returns up to where entries may be acknowledged: synced, or written if flush="async"."""
+        return self._group.durable_index
+
+    @property
+    def offset_min(self) -> int:
+        """Returns the physical offset of the oldest byte."""
+        return self._reader.offset_min
+
+    @property
+    def offset_end(self) -> int:
+        """Returns the physical offset at which the next record will begin."""
+        return self._offset_end
+
+    @property
+    def size_bytes(self) -> int:
+        """Returns the bytes of all records held."""
+        return self._offset_end - self.offset_min
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Returns why the log has stopped for good, or None."""
+        return self._group.failure
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def reserve(self, size_bytes: int) -> None:
+        """Makes room for one write of this many record bytes, headers included.
+
+        Records of less than `TINY_RECORD_BYTES` may also use a margin that is kept for the no-ops
+        of leaders when the disk is full.
+
+        Raises:
+            DiskFullError: There is no room. Nothing has changed; try again later.
+            DiskFailureError: The log has failed.
+        """
+        self._check_writable()
+        active = self._active
+        if (
+            active is not None
+            and active.length + size_bytes + self._margin_bytes <= active.capacity
+        ):
+            return
+        try:
+            self._roll(size_bytes)
+        except DiskFullError:
+            fits = active is not None and active.length + size_bytes <= active.capacity
+            if size_bytes > TINY_RECORD_BYTES or not fits:
+                raise
+
+    def append(self, index: int, term: int, body: bytes | bytearray | memoryview) -> None:
+        """Appends the entry that follows the newest one.
+
+        Raises:
+            DiskFullError: There is no room. Nothing has changed.
+            DiskFailureError: The write failed; the log has failed for good.
+
+        Durability: written on return; synced after `request_sync`, see `durable_index`.
+        """
+        record_bytes = HEADER_BYTES + len(body)
+        invariant(
+            index == self._last_index + 1 or (not self._last_index and index > 0),
+            "append out of sequence",
+            index=index,
+            last_index=self._last_index,
+        )
+        invariant(term >= self._last_term, "term goes back", term=term, last=self._last_term)
+        invariant(record_bytes <= self._config.record_bytes_max, "record too large", n=record_bytes)
+        segment = self._room(record_bytes)
+        offset = self._offset_end
+        record = encode_record(offset, index, term, body)
+        self._write(segment, record)
+        segment.add(index, term, record_bytes)
+        self._offset_end = offset + record_bytes
+        self._last_index, self._last_term = index, term
+        self._cache.add(LogEntry(index, term, memoryview(record)[HEADER_BYTES:], record), offset)
+
+    def append_records(self, entries: Sequence[EntryLike]) -> None:
+        """Appends records as they came from the leader, in one write.
+
+        Args:
+            entries: From `decode_records`: consecutive, the first following the newest entry.
+
+        Raises:
+            DiskFullError: There is no room. Nothing has changed.
+            DiskFailureError: The write failed; the log has failed for good.
+            InvariantError: They do not belong here: index, term or physical offset differ.
+
+        Durability: as `append`.
+        """
+        if not entries:
+            return
+        data = b"".join([entry.record for entry in entries])
+        index, term, offset = self._last_index, self._last_term, self._offset_end
+        for entry, stamped in zip(entries, stamped_offsets(entries), strict=True):
+            invariant(
+                stamped == offset
+                and entry.term >= term
+                and (entry.index == index + 1 or not index),
+                "records do not follow the log",
+                index=entry.index,
+                term=entry.term,
+                physical_offset=stamped,
+                last_index=index,
+                last_term=term,
+                offset_end=offset,
+            )
+            index, term, offset = entry.index, entry.term, offset + len(entry.record)
+        segment = self._room(len(data))
+        self._write(segment, data)
+        view, start = memoryview(data), 0
+        for entry in entries:
+            stop = start + len(entry.record)
+            segment.add(entry.index, entry.term, stop - start)
+            own = LogEntry(
+                entry.index, entry.term, view[start + HEADER_BYTES : stop], view[start:stop]
+            )
+            self._cache.add(own, self._offset_end + start)
+            start = stop
+        self._last_index, self._last_term, self._offset_end = index, term, offset
+
+    def decode_records(self, data: memoryview) -> list[LogEntry]:
+        """Returns the entries in bytes that a peer has sent, as views of them.
+
+        Raises:
+            RemoteProtocolError: The bytes are not whole, valid, consecutive records.
+        """
+        return decode_records(data, self._config.record_bytes_max)
+
+    def truncate_from(self, index: int) -> None:
+        """Drops this entry and all newer ones; nothing if it is beyond the end.
+
+        Raises:
+            DiskFailureError: The log has failed for good.
+
+        Durability: on return the dropped entries can never come back, and all others are synced.
+
+        Concurrency: blocks the loop for a few syncs. It happens when leaders change.
+        """
+        self._check_writable()
+        if index > self._last_index:
+            return
+        invariant(index >= self.first_index, "truncating below the first entry", index=index)
+        self._settle()
+        target = self._reader.segment_of_index(index)
+        offset = target.base + target.bounds(index)[0]
+        term = self.term_at(index - 1)
+        with self._fatal_errors("truncation"):
+            # Lowered first: else a crash in between would look like loss of synced records.
+            self._mark.lower_to(offset)
+            self._drop_after(target)
+            target.cut(index)
+            recovery.reopen(self._fs, target, self._config)
+        self._active = target
+        self._reader.forget_from(index, target)
+        self._last_index = index - 1 if self._segments[0].count else 0
+        self._last_term = term or 0
+        self._offset_end = offset
+        self._group.restart(self._last_index, offset)
+        logger.info("log truncated last_index=%d offset_end=%d", self._last_index, offset)
+
+    def _drop_after(self, target: Segment) -> None:
+        place = self._segments.index(target)
+        for segment in reversed(self._segments[place + 1 :]):
+            segment.close()
+            recovery.remove_segment(self._fs, self._directory, segment.base)
+        if place + 1 < len(self._segments):
+            self._fs.sync_directory(self._directory)
+        del self._segments[place + 1 :]
+
+    def _room(self, size_bytes: int) -> Segment:
+        """Returns the segment that the next write goes to."""
+        active = self._active
+        if (
+            active is None
+            or self._is_closed
+            or self._group.failure is not None
+            or active.length + size_bytes + self._margin_bytes > active.capacity
+        ):
+            self.reserve(size_bytes)
+            active = self._active
+        if active is None:
+            raise StoreClosedError("the log has no segment")
+        return active
+
+    def _roll(self, size_bytes: int) -> None:
+        """Begins a new segment with room for this many bytes."""
+        active = self._active
+        needed = size_bytes + self._margin_bytes
+        try:
+            capacity = choose_capacity(self._fs, self._directory, self._config, needed)
+        except OSError as error:
+            raise self._fail("free space", error) from error
+        if active is not None and not active.length:
+            self._extend(active, capacity)
+            return
+        base = self._offset_end
+        path = self._directory / segment_name(base)
+        try:
+            file = self._fs.create(path, capacity)
+        except OSError as error:
+            raise self._space_error(error, capacity) from error
+        self._group.note_names_changed()
+        if active is not None and active.file is not None:
+            seal_file, active.file = active.file, None
+            active.capacity = active.length
+            self._group.add_seal(Seal(self._fs, active, seal_file))
+            self._reader.note_read(active)
+        segment = Segment(self._fs, path, base, record_bytes_max=self._config.record_bytes_max)
+        segment.begin(file, capacity)
+        self._segments.append(segment)
+        self._active = segment
+        logger.info("segment rolled base_offset=%d capacity_bytes=%d", base, capacity)
+
+    def _extend(self, active: Segment, capacity: int) -> None:
+        """Enlarges an empty segment: a second one cannot begin at the same offset."""
+        if active.file is None:
+            raise StoreClosedError("the log has no segment")
+        try:
+            self._fs.allocate(active.file, capacity)
+        except OSError as error:
+            raise self._space_error(error, capacity) from error
+        active.unmap()
+        active.capacity = capacity
+
+    def _write(self, segment: Segment, data: bytes) -> None:
+        if segment.file is None:
+            raise StoreClosedError("the segment is not open")
+        try:
+            self._fs.write(segment.file, segment.length, [data])
+        except OSError as error:
+            # Not even a full disk is expected here: the space was allocated.
+            raise self._fail("write", error) from error
+
+    # --- durability -----------------------------------------------------------------------------
+
+    def request_sync(self) -> None:
+        """Tells the sync thread that there is something to sync. Cheap; call it once a turn.
+
+        Concurrency: on the event loop, which then receives the subscribers' callbacks.
+        """
+        active = self._active
+        if active is not None and not self._is_closed:
+            self._group.request(self._last_index, self._offset_end, active.file)
+
+    def sync(self) -> None:
+        """Syncs everything, here and now; for tools, tests and shutdown.
+
+        Raises:
+            DiskFailureError: The log has failed for good.
+
+        Durability: everything written is synced on return.
+        """
+        self._check_writable()
+        self._settle()
+
+    def subscribe_durable(self, callback: Callable[[int], None]) -> None:
+        """Calls back on the loop with the new `durable_index` whenever it has risen."""
+        self._group.subscribe_durable(callback)
+
+    def subscribe_failure(self, callback: Callable[[StoreError], None]) -> None:
+        """Calls back once when a write or sync has failed: the replica must stop."""
+        self._group.subscribe_failure(callback)
+
+    @property
+    def term(self) -> int:
+        """Returns the stored term."""
+        return self._vote.term
+
+    @property
+    def voted_for(self) -> str | None:
+        """Returns whom this replica voted for in `term`."""
+        return self._vote.voted_for
+
+    def save_vote(self, term: int, voted_for: str | None) -> None:
+        """Stores term and vote.
+
+        Raises:
+            DiskFullError: Nothing has changed.
+            DiskFailureError: The log has failed for good.
+
+        Durability: synced on return.
+        """
+        self._check_writable()
+        vote = Vote(term, voted_for)
+        if vote == self._vote:
+            return
+        try:
+            save_vote(self._fs, self._directory, vote)
+        except OSError as error:
+            raise self._space_error(error, PAGE_BYTES) from error
+        self._vote = vote
+
+    def _settle(self) -> None:
+        active = self._active
+        if active is not None:
+            self._group.settle(self._last_index, self._offset_end, active.file)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def term_at(self, index: int) -> int | None:
+        """Returns the term of an entry, or None if it is not held."""
+        if index == self._last_index and index:
+            return self._last_term
+        return self._reader.term_at(index)
+
+    def read_entries(self, first: int, count_max: int, bytes_max: int) -> list[LogEntry]:
+        """Returns consecutive entries from `first`, at least one if it is held, else none.
+
+        Args:
+            first: Log index.
+            count_max: At least 1.
+            bytes_max: Of records; the first is returned even if it is larger.
+
+        Returns:
+            Views of memory or of mapped files, valid until the entries are truncated.
+
+        Raises:
+            CorruptRecordError: A stored record fails its check.
+        """
+        return self._reader.read_entries(first, count_max, bytes_max)
+
+    def read_records(self, first: int, bytes_max: int) -> tuple[list[bytes | memoryview], int]:
+        """Returns the bytes of consecutive records from `first`, and the last index among them.
+
+        At least one record if it is held, else `([], first - 1)`. Arguments, views and errors as
+        `read_entries`.
+        """
+        return self._reader.read_records(first, bytes_max)
+
+    def read(self, physical_offset: int, size_bytes: int) -> memoryview:
+        """Returns stored bytes that lie within one segment, usually within one record.
+
+        Returns:
+            A read-only view of memory or of a mapped file, valid until truncated.
+
+        Raises:
+            OffsetOutOfRangeError: The bytes are not all held, or not in one segment.
+            CorruptRecordError: A record among them fails its check.
+        """
+        return self._reader.read(physical_offset, size_bytes)
+
+    # --- the whole ------------------------------------------------------------------------------
+
+    def verify(self, progress: recovery.Progress | None = None) -> VerifyReport:
+        """Checks every record on disk; see `verify_directory`. Blocks for as long as that takes."""
+        with contextlib.suppress(StoreError):
+            self.sync()
+        return verify_directory(self._directory, self._config, self._fs, progress=progress)
+
+    def statistics(self) -> CommitLogStatistics:
+        """Returns the log's numbers."""
+        return CommitLogStatistics(
+            first_index=self.first_index,
+            last_index=self._last_index,
+            durable_index=self._group.durable_index,
+            synced_index=self._group.synced_index,
+            offset_min=self.offset_min,
+            offset_max=self._offset_end,
+            segment_count=len(self._segments),
+            segments_mapped=sum(segment.is_mapped for segment in self._segments),
+            tail_cache_count=len(self._cache),
+            tail_cache_bytes=self._cache.size_bytes,
+            sync_count=self._group.sync_count,
+            sync_seconds=self._group.sync_seconds,
+            is_failed=self._group.failure is not None,
+        )
+
+    def close(self) -> None:
+        """Syncs, unless the log has failed, and lets go of files and lock. May be called twice.
+
+        Durability: everything written is synced if no error is raised.
+        """
+        if self._is_closed:
+            return
+        try:
+            if self._group.failure is None:
+                self._settle()
+                with contextlib.suppress(OSError):
+                    self._mark.sync()
+        finally:
+            self._is_closed = True
+            self._group.close()
+            self._reader.close()
+            for segment in self._segments:
+                segment.close()
+            self._mark.close()
+            self._lock.release()
+
+    def _check_writable(self) -> None:
+        if self._is_closed:
+            raise StoreClosedError("the log is closed")
+        if self._group.failure is not None:
+            raise self._group.failure
+
+    def _space_error(self, error: OSError, size_bytes: int) -> StoreError:
+        if error.errno in NO_SPACE_ERRNOS:
+            return DiskFullError(f"no space for {size_bytes} bytes in {self._directory}: {error}")
+        return self._fail("creation of a file", error)
+
+    def _fail(self, what: str, error: OSError) -> StoreError:
+        failure = DiskFailureError(f"{what} of the log failed: {error}; the replica must stop")
+        self._group.fail(failure)
+        return failure
+
+    @contextlib.contextmanager
+    def _fatal_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._fail(what, error) from error
