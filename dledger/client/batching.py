@@ -1,0 +1,154 @@
+"""Messages on their way to a queue, and which of them leave together: pure.
+
+Every message queue has a *lane* with at most one request under way. What is sent meanwhile
+gathers and leaves as one batch when the lane is free; so batches grow with the load by themselves,
+a lone message never waits, and the order within a queue survives retries. Messages without a key
+or queue of their own wait per topic and are spread over free lanes by whole batches.
+
+Layout of a message in a batch body (big endian):
+
+    0      4      8     12     16          20      20+n        22+n
+    +------+------+------+------+----------+-------+-----------+------------+
+    | size | 0    | 0    | flag | body len | body  | props len | properties |
+    +------+------+------+------+----------+-------+-----------+------------+
+     int32  int32  int32  int32   int32              int16
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from dledger.codes import PROPERTIES_BYTES_MAX
+from dledger.errors import MessageRejectedError
+from dledger.model import MessageQueue
+
+_HEAD = struct.Struct(">iiiii")
+_LENGTH = struct.Struct(">h")
+_FIXED_BYTES = _HEAD.size + _LENGTH.size
+
+# Properties that give one message a fate of its own; a batch has one fate.
+_ALONE_PROPERTIES = frozenset(
+    {"DELAY", "TIMER_DELAY_SEC", "TIMER_DELAY_MS", "TIMER_DELIVER_MS", "TRAN_MSG"}
+)
+
+
+def wants_to_be_alone(properties: dict[str, str]) -> bool:
+    """Whether a message with these properties must not share a batch."""
+    return bool(properties) and not _ALONE_PROPERTIES.isdisjoint(properties)
+
+
+class Pending(msgspec.Struct):
+    """One message (or one user-made batch) between `send` and its result.
+
+    Attributes:
+        future: What the caller awaits; a `list` of results if `keys` is set, else one result.
+        key: Unique key of the message; "" for a user-made batch.
+        body: As stored; for a user-made batch the encoded elements.
+        properties: Encoded, "" for a user-made batch.
+        keys: Unique keys of a user-made batch's messages.
+        alone: Travels in a request of its own.
+        pinned: Belongs to one queue (explicit or by shard key) and stays there.
+        deadline: On the loop's clock; set when the message is under way.
+        attempts, unknown, refusals: How it fared so far.
+    """
+
+    future: asyncio.Future[Any]
+    key: str
+    body: bytes
+    properties: bytes
+    flag: int = 0
+    sys_flag: int = 0
+    keys: tuple[str, ...] = ()
+    alone: bool = False
+    pinned: bool = False
+    deadline: float = 0.0
+    attempts: int = 0
+    unknown: int = 0
+    refusals: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes it takes in a batch body."""
+        return _FIXED_BYTES + len(self.body) + len(self.properties)
+
+
+def encode_elements(items: list[Pending]) -> bytes:
+    """Returns the batch body of these messages; bodies are copied once."""
+    pieces: list[bytes] = []
+    add = pieces.append
+    for item in items:
+        body, properties = item.body, item.properties
+        size = _FIXED_BYTES + len(body) + len(properties)
+        add(_HEAD.pack(size, 0, 0, item.flag, len(body)))
+        add(body)
+        add(_LENGTH.pack(len(properties)))
+        add(properties)
+    return b"".join(pieces)
+
+
+def check_properties(properties: bytes) -> bytes:
+    """Returns encoded properties if they fit their length field.
+
+    Raises:
+        MessageRejectedError: More than 32,767 bytes. Nothing was sent.
+    """
+    if len(properties) > PROPERTIES_BYTES_MAX:
+        raise MessageRejectedError(
+            f"properties of {len(properties)} bytes exceed {PROPERTIES_BYTES_MAX}"
+        )
+    return properties
+
+
+class Lane:
+    """One message queue: at most one request under way, the pinned rest waiting in order."""
+
+    __slots__ = ("busy", "queue", "waiting")
+
+    def __init__(self, queue: MessageQueue) -> None:
+        self.queue = queue
+        self.busy = False
+        self.waiting: deque[Pending] = deque()
+
+    def __repr__(self) -> str:
+        state = "busy" if self.busy else "idle"
+        return f"<Lane {self.queue.broker_name}/{self.queue.queue_id} {state} {len(self.waiting)}>"
+
+
+def take_batch(waiting: deque[Pending], *, count_max: int, bytes_max: int) -> list[Pending]:
+    """Takes the next messages that may leave together, in order; at least one if there is one.
+
+    A message whose caller no longer waits (cancelled) is sent all the same.
+    """
+    batch: list[Pending] = []
+    size = 0
+    while waiting and len(batch) < count_max:
+        item = waiting[0]
+        if item.alone and batch:
+            break
+        size += _FIXED_BYTES + len(item.body) + len(item.properties)
+        if size > bytes_max and batch:
+            break
+        batch.append(waiting.popleft())
+        if item.alone:
+            break
+    return batch
+
+
+def put_back(waiting: deque[Pending], batch: list[Pending]) -> None:
+    """Puts messages back to the front, in their order, to be tried again."""
+    waiting.extendleft(reversed(batch))
+
+
+def share_count(waiting: int, idle_lanes: int, *, count_min: int, count_max: int) -> int:
+    """Returns how many waiting messages the next idle lane should take.
+
+    Spreading what waits evenly keeps all lanes (and broker groups) at work; but not so thinly that
+    the cost of a request is paid for a handful of messages.
+    """
+    even = -(-waiting // max(idle_lanes, 1))
+    return max(1, min(count_max, max(even, count_min)))

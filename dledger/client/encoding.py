@@ -1,0 +1,133 @@
+"""From a user's message to what travels: checks, unique key, properties, compression."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from dledger.client.batching import Pending, encode_elements, wants_to_be_alone
+from dledger.client.config import ProducerConfig
+from dledger.errors import MessageRejectedError
+from dledger.message import (
+    RESERVED_PROPERTIES,
+    Message,
+    Property,
+    UniqueKeyGenerator,
+    compress_body,
+    encode_properties,
+    message_properties,
+)
+
+# Reserved names that are the user's to set: brokers act on them on the sender's behalf.
+_SETTABLE = frozenset(
+    {
+        Property.WAIT,
+        Property.DELAY,
+        Property.UNIQUE_KEY,
+        Property.SHARDING_KEY,
+        Property.TIMER_DELAY_SECONDS,
+        Property.TIMER_DELAY_MS,
+        Property.TIMER_DELIVER_MS,
+        Property.CORRELATION_ID,
+        Property.REPLY_TO_CLIENT,
+        Property.TTL,
+        Property.INSTANCE_ID,
+    }
+)
+_FORBIDDEN = RESERVED_PROPERTIES - _SETTABLE
+_FLAG_MAX = 2**31
+
+
+class MessageEncoder:
+    """Encodes messages for one producer. Each message gets its unique key here, once."""
+
+    def __init__(self, config: ProducerConfig, new_key: UniqueKeyGenerator) -> None:
+        self._config = config
+        self._new_key = new_key
+        self._tags: dict[str, str] = {}  # tag -> its checked property text; bounded
+
+    def encode(self, message: Message, future: asyncio.Future[Any]) -> Pending:
+        """Returns the message ready to travel.
+
+        Raises:
+            MessageRejectedError: Body too large, or a property that is not allowed. Nothing was
+                sent.
+        """
+        body = message.body
+        if type(body) is not bytes:
+            body = self._as_bytes(body)
+        if len(body) > self._config.message_bytes_max:
+            raise MessageRejectedError(
+                f"body of {len(body)} bytes exceeds {self._config.message_bytes_max}"
+            )
+        if not -_FLAG_MAX <= message.flag < _FLAG_MAX:
+            raise MessageRejectedError(f"message flag {message.flag} does not fit 32 bits")
+        key, properties = self._properties(message)
+        pending = Pending(future, key, body, properties, message.flag)
+        if message.properties and wants_to_be_alone(message.properties):
+            pending.alone = True
+        compress_min = self._config.compress_min_bytes
+        if compress_min and len(body) >= compress_min:
+            compressed, flags = compress_body(body)
+            if len(compressed) < len(body):
+                pending.body, pending.sys_flag, pending.alone = compressed, flags, True
+        if pending.size_bytes > self._config.batch_bytes_max:
+            pending.alone = True
+        return pending
+
+    def encode_batch(self, messages: Sequence[Message], future: asyncio.Future[Any]) -> Pending:
+        """Returns messages of one topic as one request, stored together or not at all.
+
+        Raises:
+            MessageRejectedError: No messages, several topics, a message that cannot share a batch,
+                or more bytes than a batch may have. Nothing was sent.
+        """
+        if not messages:
+            raise MessageRejectedError("a batch needs at least one message")
+        elements: list[Pending] = []
+        size = 0
+        for message in messages:
+            if message.topic != messages[0].topic:
+                raise MessageRejectedError("all messages of a batch must have the same topic")
+            if wants_to_be_alone(message.properties):
+                raise MessageRejectedError("delayed and transactional messages cannot be batched")
+            key, properties = self._properties(message)
+            element = Pending(future, key, self._as_bytes(message.body), properties, message.flag)
+            size += element.size_bytes
+            if size > self._config.message_bytes_max:
+                raise MessageRejectedError(
+                    f"a batch may have {self._config.message_bytes_max} bytes; send it in parts"
+                )
+            elements.append(element)
+        keys = tuple(element.key for element in elements)
+        return Pending(future, "", encode_elements(elements), b"", keys=keys, alone=True)
+
+    def _properties(self, message: Message) -> tuple[str, bytes]:
+        properties = message.properties
+        if not properties and not message.keys:
+            key = self._new_key()
+            tags = message.tags
+            prefix = self._tags.get(tags)
+            if prefix is None:
+                prefix = self._tags_property(tags)
+            return key, f"{prefix}UNIQ_KEY\x01{key}\x02".encode()
+        if properties and not _FORBIDDEN.isdisjoint(properties):
+            names = sorted(_FORBIDDEN.intersection(properties))
+            raise MessageRejectedError(f"property names {names} are reserved")
+        merged = message_properties(message)
+        key = merged.get(Property.UNIQUE_KEY) or self._new_key()
+        merged[Property.UNIQUE_KEY] = key
+        return key, encode_properties(merged)
+
+    def _tags_property(self, tags: str) -> str:
+        text = encode_properties({Property.TAGS: tags}).decode() if tags else ""
+        if len(self._tags) < 1024:
+            self._tags[tags] = text
+        return text
+
+    @staticmethod
+    def _as_bytes(body: object) -> bytes:
+        if isinstance(body, (bytes, bytearray, memoryview)):
+            return bytes(body)
+        raise MessageRejectedError(f"a message body is bytes, not {type(body).__name__}")

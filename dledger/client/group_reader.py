@@ -1,0 +1,464 @@
+"""Reads a consumer group's share of its topics: rebalance, pull loops, commits.
+
+The reader is the part of a push consumer below the forms of delivery. It runs on one loop; what
+it has read lies in a line from which any thread may take, and what is finished goes into another
+from any thread: both are deques, whose single operations are atomic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dledger.client.config import PushConsumerConfig
+from dledger.client.filters import Subscription
+from dledger.client.heartbeats import Member
+from dledger.client.offsets import Offsets
+from dledger.client.process_queue import ProcessQueue
+from dledger.client.puller import Puller
+from dledger.client.rebalance import difference, strategy
+from dledger.client.redelivery import LocalRedelivery
+from dledger.client.retry import backoff_s
+from dledger.client.session import ClientSession
+from dledger.codes import RequestCode
+from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
+from dledger.message import ReceivedMessage
+from dledger.model import ConsumeFrom, MessageModel, MessageQueue, PullStatus
+from dledger.remoting.bodies import ConsumerData, SubscriptionData, decode_consumer_ids
+from dledger.remoting.headers import GetConsumerListHeader
+
+logger = logging.getLogger(__name__)
+
+_UNBALANCED_S = 1.0
+_FLOW_PAUSE_S = 0.02
+_PULL_FAILURE_MIN_S = 0.05
+_PULL_FAILURE_MAX_S = 3.0
+_CLOSE_COMMIT_S = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Delivery:
+    """One message handed out, with the window that must hear of its end."""
+
+    window: ProcessQueue
+    message: ReceivedMessage
+
+
+class GroupReader:
+    """One member of a consumer group."""
+
+    def __init__(
+        self,
+        session: ClientSession,
+        group: str,
+        subscriptions: Mapping[str, Subscription],
+        consume_from: ConsumeFrom,
+        config: PushConsumerConfig,
+    ) -> None:
+        self.group = group
+        self._session = session
+        self._subscriptions = dict(subscriptions)
+        self._consume_from = consume_from
+        self._config = config
+        self._allocate = strategy(config.strategy)
+        self._puller = Puller(session, group)
+        self._offsets = Offsets(session)
+        self._redelivery = LocalRedelivery(config.redelivery_min_s, config.redelivery_max_s)
+        self._windows: dict[MessageQueue, ProcessQueue] = {}
+        self._readers: dict[MessageQueue, asyncio.Task[None]] = {}
+        self._ready: deque[Delivery] = deque()
+        self._finished: deque[Delivery] = deque()
+        self._something_ready = asyncio.Event()
+        self._unbalanced = asyncio.Event()
+        self._balanced_once = asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._member: Member | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<GroupReader {self.group} queues={len(self._windows)} ready={len(self._ready)} "
+            f"{'stopping' if self._stopping else 'running'}>"
+        )
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Joins the group and begins to read. Needs no broker to be up yet."""
+        for topic in self._subscriptions:
+            try:
+                await self._session.route(topic)
+            except DLedgerError as error:
+                logger.info("no route yet topic=%s error=%s", topic, error)
+        data = ConsumerData(
+            group=self.group,
+            consume_type="CONSUME_PASSIVELY",
+            message_model=MessageModel.CLUSTERING.value,
+            consume_from=self._consume_from.value,
+            subscriptions=[_wire(entry) for entry in self._subscriptions.values()],
+        )
+        self._member = self._session.join(data, list(self._subscriptions), self._unbalanced.set)
+        self._session.on_route_change(self._route_changed)
+        await self._session.heartbeat_now()
+        self._spawn(self._rebalance_forever(), "rebalance")
+        self._spawn(self._commit_forever(), "commit")
+
+    def stop(self) -> None:
+        """Ends delivery: whoever waits for a message is told that there is none."""
+        self._stopping = True
+        self._something_ready.set()
+
+    async def close(self) -> None:
+        """Stops reading and commits what is finished. The membership ends with the session."""
+        self.stop()
+        for timer in self._timers:
+            timer.cancel()
+        tasks = [*self._tasks, *self._readers.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self.commit(timeout_s=_CLOSE_COMMIT_S)
+        except DLedgerError as error:
+            logger.warning("last commit failed group=%s error=%s", self.group, error)
+        for window in self._windows.values():
+            window.dropped = True
+
+    # --- delivery -----------------------------------------------------------------------------
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more messages are handed out."""
+        return self._stopping
+
+    @property
+    def assignment(self) -> list[MessageQueue]:
+        """The queues this member holds now, sorted."""
+        return sorted(self._windows)
+
+    def take_nowait(self) -> Delivery | None:
+        """Takes the next message, if one is there. Any thread."""
+        while not self._stopping:
+            try:
+                delivery = self._ready.popleft()
+            except IndexError:
+                return None
+            if not delivery.window.dropped:
+                return delivery
+        return None
+
+    async def wait_ready(self, timeout_s: float | None = None) -> bool:
+        """Waits until a message may be there; `False` after the timeout or when stopping."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._ready and not self._stopping:
+                    self._something_ready.clear()
+                    await self._something_ready.wait()
+        except TimeoutError:
+            return False
+        return not self._stopping
+
+    async def take(self, timeout_s: float | None = None) -> Delivery | None:
+        """Takes the next message, waiting for it; `None` after the timeout or when stopping."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        while True:
+            delivery = self.take_nowait()
+            if delivery is not None:
+                return delivery
+            left = None if deadline is None else max(0.0, deadline - loop.time())
+            if not await self.wait_ready(left):
+                return None
+
+    def finish(self, delivery: Delivery) -> None:
+        """Notes that a message is processed. Any thread."""
+        self._finished.append(delivery)
+
+    def fail(self, delivery: Delivery, error: BaseException) -> None:
+        """Notes that processing failed: the message comes again after a pause. Loop only."""
+        delay_s = self._redelivery.failed(delivery.message)
+        logger.warning(
+            "message comes again topic=%s queue=%s offset=%s in_s=%.1f error=%r",
+            delivery.message.topic,
+            delivery.message.queue_id,
+            delivery.message.queue_offset,
+            delay_s,
+            error,
+        )
+        if not self._stopping:
+            loop = asyncio.get_running_loop()
+            self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
+            self._timers.add(loop.call_later(delay_s, self._offer, [delivery]))
+
+    async def wait_assigned(self, timeout_s: float) -> bool:
+        """Waits for the first share-out; `False` after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._balanced_once.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def commit(self, *, timeout_s: float | None = None) -> None:
+        """Commits what is finished in all queues held.
+
+        Raises:
+            BrokerResponseError, ConnectFailedError, ConnectionLostError, RequestTimeoutError: A
+                queue's offset could not be committed; the others were tried all the same.
+        """
+        await self._commit(list(self._windows.values()), timeout_s)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _offer(self, deliveries: list[Delivery]) -> None:
+        self._ready.extend(deliveries)
+        self._something_ready.set()
+
+    def _apply_finished(self) -> None:
+        finished = self._finished
+        while finished:
+            delivery = finished.popleft()
+            delivery.window.finish(delivery.message.queue_offset)
+
+    async def _commit(self, windows: list[ProcessQueue], timeout_s: float | None = None) -> None:
+        # One at a time: an older value must never follow a newer one.
+        async with self._commit_lock:
+            self._apply_finished()
+            due = [
+                (window, window.commit_offset)
+                for window in windows
+                if window.commit_offset != window.committed_offset
+            ]
+            results = await asyncio.gather(
+                *(
+                    self._offsets.commit(self.group, window.queue, offset, timeout_s=timeout_s)
+                    for window, offset in due
+                ),
+                return_exceptions=True,
+            )
+            failure: BaseException | None = None
+            for (window, offset), result in zip(due, results, strict=True):
+                if isinstance(result, BaseException):
+                    failure = result
+                else:
+                    window.committed_offset = offset
+            if failure is not None:
+                raise failure
+
+    async def _commit_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.commit_interval_s)
+            try:
+                await self._commit(list(self._windows.values()))
+            except DLedgerError as error:
+                logger.warning("commit failed group=%s error=%s", self.group, error)
+
+    def _route_changed(self, topic: str) -> None:
+        if topic in self._subscriptions:
+            self._unbalanced.set()
+
+    async def _rebalance_forever(self) -> None:
+        while True:
+            self._unbalanced.clear()
+            balanced = True
+            for topic in sorted(self._subscriptions):
+                try:
+                    balanced &= await self._rebalance(topic)
+                except DLedgerError as error:
+                    logger.info("rebalance failed topic=%s error=%s", topic, error)
+                    balanced = False
+            if balanced:
+                self._balanced_once.set()
+            pause = self._config.rebalance_interval_s
+            if not balanced:
+                pause = min(pause, _UNBALANCED_S)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._unbalanced.wait()
+            except TimeoutError:
+                pass
+
+    async def _rebalance(self, topic: str) -> bool:
+        """Takes and gives up queues of one topic; returns whether all is as it should be."""
+        try:
+            route = await self._session.route(topic)
+        except RouteNotFoundError:
+            return False  # it may come; asked again soon
+        names = sorted({queue.broker_name for queue in route.subscribe_queues})
+        if not names:
+            self._session.refresh_soon(topic)
+            return False
+        members = await self._members(names[0])
+        if self._session.client_id not in members:
+            # The leader does not know us (yet), so no one else reckons with us either.
+            await self._session.heartbeat_now()
+            members = await self._members(names[0])
+        wanted = self._allocate(route.subscribe_queues, members, self._session.client_id)
+        held = [queue for queue in self._windows if queue.topic == topic]
+        change = difference(held, wanted)
+        await self._give_up(change.revoked)
+        complete = self._session.client_id in members
+        for queue in change.added:
+            try:
+                await self._take_over(queue)
+            except DLedgerError as error:
+                logger.info("queue not taken yet queue=%s error=%s", queue, error)
+                complete = False
+        if change.revoked or change.added:
+            logger.info(
+                "rebalanced group=%s topic=%s members=%d taken=%s given_up=%s",
+                self.group,
+                topic,
+                len(members),
+                [tuple(queue[1:]) for queue in change.added],
+                [tuple(queue[1:]) for queue in change.revoked],
+            )
+        return complete
+
+    async def _members(self, broker_name: str) -> list[str]:
+        try:
+            response = await self._session.call_leader(
+                broker_name,
+                RequestCode.GET_CONSUMER_LIST_BY_GROUP,
+                GetConsumerListHeader(consumer_group=self.group),
+            )
+        except BrokerResponseError as error:
+            logger.debug("no members group=%s error=%s", self.group, error)
+            return []
+        return decode_consumer_ids(response.body)
+
+    async def _give_up(self, queues: list[MessageQueue]) -> None:
+        windows: list[ProcessQueue] = []
+        tasks: list[asyncio.Task[None]] = []
+        self._apply_finished()
+        for queue in queues:
+            window = self._windows.pop(queue)
+            window.dropped = True
+            windows.append(window)
+            task = self._readers.pop(queue, None)
+            if task is not None:
+                task.cancel()
+                tasks.append(task)
+        if not windows:
+            return
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._commit(windows, _CLOSE_COMMIT_S)
+        except DLedgerError as error:
+            logger.warning("commit of given up queues failed error=%s", error)
+
+    async def _take_over(self, queue: MessageQueue) -> None:
+        start = await self._offsets.committed(self.group, queue)
+        known = start is not None
+        if start is None:
+            start = await self._offsets.first(
+                queue, self._consume_from, self._config.consume_timestamp_ms
+            )
+        window = ProcessQueue(
+            queue,
+            start,
+            messages_max=self._config.queue_messages_max,
+            bytes_max=self._config.queue_bytes_max,
+        )
+        if known:
+            window.committed_offset = start
+        else:
+            # Or a member that begins at the end, and dies before it has read anything, would
+            # begin at a later end next time and skip what came between.
+            await self._offsets.commit(self.group, queue, start)
+            window.committed_offset = start
+        self._windows[queue] = window
+        task = asyncio.get_running_loop().create_task(self._read(window), name=f"pull {queue}")
+        task.add_done_callback(lambda done: self._reader_ended(window, done))
+        self._readers[queue] = task
+
+    async def _read(self, window: ProcessQueue) -> None:
+        config = self._config
+        subscription = self._subscriptions[window.queue.topic]
+        failures = 0
+        while not window.dropped:
+            self._apply_finished()
+            if window.is_full:
+                await asyncio.sleep(_FLOW_PAUSE_S)
+                continue
+            try:
+                result = await self._puller.pull(
+                    window.queue,
+                    window.next_offset,
+                    subscription,
+                    count_max=config.pull_count_max,
+                    bytes_max=config.pull_bytes_max,
+                    suspend_s=config.suspend_s,
+                )
+            except DLedgerError as error:
+                failures += 1
+                level = logging.WARNING if failures % 20 == 5 else logging.DEBUG
+                logger.log(level, "pull failed queue=%s error=%s", window.queue, error)
+                await asyncio.sleep(backoff_s(failures, _PULL_FAILURE_MIN_S, _PULL_FAILURE_MAX_S))
+                continue
+            failures = 0
+            if result.status is PullStatus.OFFSET_ILLEGAL:
+                await self._restart_at(window, result.next_offset)
+                return
+            before = window.next_offset
+            fresh = window.add(result.messages, result.next_offset)
+            if fresh:
+                self._offer([Delivery(window, message) for message in fresh])
+            elif window.next_offset == before and result.status is not PullStatus.NO_NEW_MESSAGE:
+                await asyncio.sleep(_FLOW_PAUSE_S)  # told to ask again at once, to no avail
+
+    async def _restart_at(self, window: ProcessQueue, offset: int) -> None:
+        """The broker does not have our offset (any more): go on where it says."""
+        logger.warning(
+            "offset out of range queue=%s offset=%s continued_at=%s",
+            window.queue,
+            window.next_offset,
+            offset,
+        )
+        window.dropped = True
+        try:
+            async with self._commit_lock:
+                await self._offsets.commit(self.group, window.queue, offset)
+        except DLedgerError as error:
+            # Whoever reads the queue next begins at the old offset and comes here again.
+            logger.warning("commit of the new offset failed error=%s", error)
+        self._forget(window)
+
+    def _reader_ended(self, window: ProcessQueue, task: asyncio.Task[None]) -> None:
+        _log_failure(task)
+        if not task.cancelled() and not self._stopping:
+            self._forget(window)
+
+    def _forget(self, window: ProcessQueue) -> None:
+        """Gives a queue up so that the next share-out takes it anew."""
+        window.dropped = True
+        if self._windows.get(window.queue) is window:
+            del self._windows[window.queue]
+            self._readers.pop(window.queue, None)
+            self._unbalanced.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"{name} {self.group}")
+        task.add_done_callback(_log_failure)
+        self._tasks.append(task)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("consumer task failed name=%s", task.get_name(), exc_info=error)
+
+
+def _wire(subscription: Subscription) -> SubscriptionData:
+    return SubscriptionData(
+        topic=subscription.topic,
+        expression=subscription.expression,
+        tags=list(subscription.tags),
+        codes=list(subscription.codes),
+        version=subscription.version,
+    )

@@ -1,0 +1,265 @@
+"""Makes the attempts for one batch until it is stored, refused for good, or out of time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dledger.client.batching import Pending, encode_elements
+from dledger.client.config import ProducerConfig
+from dledger.client.results import SendResult
+from dledger.client.retry import Step, backoff_s, judge
+from dledger.client.session import ClientSession
+from dledger.clock import Clock
+from dledger.codes import AUTO_CREATE_TOPIC, EXT_NO_FORWARD, RequestCode, ResponseCode
+from dledger.errors import (
+    BrokerResponseError,
+    DLedgerError,
+    RemoteProtocolError,
+    RequestTimeoutError,
+    SendFailedError,
+)
+from dledger.model import MessageQueue, SendStatus
+from dledger.remoting.commands import Command
+from dledger.remoting.errors import response_error
+
+STATUS = {
+    int(ResponseCode.SUCCESS): SendStatus.SEND_OK,
+    int(ResponseCode.FLUSH_DISK_TIMEOUT): SendStatus.FLUSH_DISK_TIMEOUT,
+    int(ResponseCode.SLAVE_NOT_AVAILABLE): SendStatus.SLAVE_NOT_AVAILABLE,
+    int(ResponseCode.FLUSH_SLAVE_TIMEOUT): SendStatus.FLUSH_SLAVE_TIMEOUT,
+}
+_NOT_LEADER_HINTS_MAX = 2  # believe so many hints in a row; then ask round instead
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        sent: Messages stored.
+        done: Messages with a result or an error, in order.
+        again: Messages to be sent again from the front of where they waited.
+    """
+
+    sent: int = 0
+    done: list[Pending] = field(default_factory=list)
+    again: list[Pending] = field(default_factory=list)
+
+
+def send_header(
+    config: ProducerConfig, group: str, queue: MessageQueue, batch: list[Pending], born_ms: int
+) -> dict[str, object]:
+    """Returns the extension fields (short names) of a send request for these messages."""
+    first = batch[0]
+    is_batch = len(batch) > 1 or bool(first.keys)
+    header: dict[str, object] = {
+        "a": group,
+        "b": queue.topic,
+        "c": AUTO_CREATE_TOPIC,
+        "d": config.default_topic_queue_count,
+        "e": queue.queue_id,
+        "f": 0 if is_batch else first.sys_flag,
+        "g": born_ms,
+        "h": 0 if is_batch else first.flag,
+        "j": 0,
+        "k": "false",
+        "m": "true" if is_batch else "false",
+        "n": queue.broker_name,
+    }
+    if not is_batch:
+        header["i"] = first.properties.decode()
+    return header
+
+
+class BatchSender:
+    """Sends batches for one producer. Holds no state between batches but counters."""
+
+    def __init__(
+        self, session: ClientSession, config: ProducerConfig, group: str, clock: Clock
+    ) -> None:
+        self._session = session
+        self._config = config
+        self._group = group
+        self._clock = clock
+        self.requests = 0
+        self.retries = 0
+
+    async def deliver(
+        self, queue: MessageQueue, batch: list[Pending], *, may_leave: bool
+    ) -> Outcome:
+        """Attempts to store a batch in one queue and gives its messages their results.
+
+        Args:
+            queue: Where to.
+            batch: Messages in order; all alone or all batchable.
+            may_leave: Another broker group can take messages that are not pinned, so return them
+                instead of waiting for this group's next leader.
+        """
+        is_batch = len(batch) > 1 or bool(batch[0].keys)
+        body = batch[0].body if len(batch) == 1 else encode_elements(batch)
+        code = RequestCode.SEND_BATCH_MESSAGE if is_batch else RequestCode.SEND_MESSAGE_V2
+        header = send_header(self._config, self._group, queue, batch, self._clock.wall_ms())
+        header[EXT_NO_FORWARD] = "1"
+        may_leave = may_leave and not batch[0].pinned
+        error: DLedgerError = RequestTimeoutError("no attempt could be made in time")
+        failures = hints = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            deadline = batch[0].deadline
+            if loop.time() >= deadline:
+                return self._expire(batch, error, loop.time())
+            try:
+                address = await self._session.leader(
+                    queue.broker_name, deadline, confirm=hints >= _NOT_LEADER_HINTS_MAX
+                )
+            except DLedgerError as exc:
+                error = exc if not failures else error
+                if loop.time() < deadline:
+                    return self._fail(batch, error)  # closed
+                continue
+            self.requests += 1
+            self.retries += failures > 0
+            try:
+                response = await self._attempt(address, code, header, body, deadline)
+                self._session.note_answer(queue.broker_name, address, response)
+                if response.code in STATUS:
+                    return self._succeed(queue, batch, response)
+                error = response_error(response, address)
+            except DLedgerError as exc:
+                self._session.note_failure(queue.broker_name, address, exc)
+                error = exc
+            failures += 1
+            verdict = judge(error)
+            self._count(batch, verdict.definite)
+            if not verdict.definite and not self._config.retry_unknown:
+                return self._fail(batch, error)
+            match verdict.step:
+                case Step.FIND_LEADER:
+                    hints += 1
+                    if may_leave and not self._session.has_leader(queue.broker_name):
+                        self._session.seek_leader(queue.broker_name)
+                        return Outcome(again=batch)
+                case Step.WAIT:
+                    hints = 0
+                    await self._pause(failures, deadline)
+                case Step.ELSEWHERE:
+                    if max(item.refusals for item in batch) >= self._config.refusals_max:
+                        return self._fail(batch, error)
+                    for item in batch:
+                        item.refusals += 1
+                    self._session.refresh_soon(queue.topic)
+                    await self._pause(failures, deadline)
+                    if may_leave:
+                        return Outcome(again=batch)
+                case Step.GIVE_UP:
+                    if len(batch) > 1:
+                        return await self._one_by_one(queue, batch, may_leave=may_leave)
+                    return self._fail(batch, error)
+
+    async def _attempt(
+        self,
+        address: str,
+        code: RequestCode,
+        header: dict[str, object],
+        body: bytes,
+        deadline: float,
+    ) -> Command:
+        left = deadline - asyncio.get_running_loop().time()
+        return await self._session.remoting.request(
+            address, code, header, body, timeout_s=min(self._config.attempt_timeout_s, left)
+        )
+
+    async def _pause(self, failures: int, deadline: float) -> None:
+        left = deadline - asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, min(backoff_s(failures), left)))
+
+    async def _one_by_one(
+        self, queue: MessageQueue, batch: list[Pending], *, may_leave: bool
+    ) -> Outcome:
+        """A broker refuses a batch as a whole; so find out which message it does not like."""
+        total = Outcome()
+        for index, item in enumerate(batch):
+            part = await self.deliver(queue, [item], may_leave=may_leave)
+            total.sent += part.sent
+            total.done += part.done
+            if part.again:
+                total.again = batch[index:]
+                break
+        return total
+
+    @staticmethod
+    def _count(batch: list[Pending], definite: bool) -> None:
+        for item in batch:
+            item.attempts += 1
+            if not definite:
+                item.unknown += 1
+
+    def _succeed(self, queue: MessageQueue, batch: list[Pending], response: Command) -> Outcome:
+        ext = response.ext
+        status = STATUS[response.code]
+        try:
+            offset = int(ext["queueOffset"])
+            stored = MessageQueue(queue.topic, queue.broker_name, int(ext["queueId"]))
+            ids = ext["msgId"].split(",")
+        except (KeyError, ValueError) as exc:
+            self._count(batch, definite=False)
+            error = RemoteProtocolError(f"success without its fields: {exc!r}")
+            return self._fail(batch, error)
+        count = sum(len(item.keys) or 1 for item in batch)
+        if len(ids) != count:
+            ids = [ids[0]] * count
+        at = 0
+        for item in batch:
+            attempts = item.attempts + 1
+            result: Any
+            if item.keys:
+                stop = at + len(item.keys)
+                result = [
+                    SendResult(key, name, stored, place, status, item.unknown, attempts)
+                    for key, name, place in zip(
+                        item.keys, ids[at:stop], range(offset + at, offset + stop), strict=True
+                    )
+                ]
+                at = stop
+            else:
+                result = SendResult(
+                    item.key, ids[at], stored, offset + at, status, item.unknown, attempts
+                )
+                at += 1
+            if not item.future.done():
+                item.future.set_result(result)
+        return Outcome(sent=count, done=batch)
+
+    def _fail(self, batch: list[Pending], error: DLedgerError) -> Outcome:
+        for item in batch:
+            if not item.future.done():
+                item.future.set_exception(final_error(item, error))
+        return Outcome(done=batch)
+
+    def _expire(self, batch: list[Pending], error: DLedgerError, now: float) -> Outcome:
+        """Ends the messages whose time is over; younger ones go on from the front."""
+        expired = [item for item in batch if item.deadline <= now]
+        outcome = self._fail(expired, error)
+        outcome.again = [item for item in batch if item.deadline > now]
+        return outcome
+
+
+def final_error(item: Pending, error: DLedgerError) -> DLedgerError:
+    """Returns what the caller of one message gets when its last attempt ended with `error`."""
+    if item.attempts == 0 and error.definite:
+        return error
+    if isinstance(error, BrokerResponseError) and item.unknown == 0 and error.definite:
+        return BrokerResponseError(error.code, error.remark, address=error.address)
+    failed = SendFailedError(
+        str(error), attempts=item.attempts, outcome_unknown_attempts=item.unknown
+    )
+    failed.__cause__ = error
+    return failed
+
+
+def total_messages(items: Sequence[Pending]) -> int:
+    """Returns the number of messages in these items; a user-made batch counts as its messages."""
+    return sum(len(item.keys) or 1 for item in items)
