@@ -97,8 +97,10 @@ class Supervisor:
     def is_running(self, plan: ProcessPlan, pid: int) -> bool:
         """Returns whether this pid is the planned process and has not ended."""
         child = self._children.get(pid)
-        if child is not None and child.poll() is not None:
-            return False
+        if child is not None:
+            # Nobody else can have its pid before we have waited for it. Its command line says
+            # nothing for a moment after the start, while the kernel sets it up.
+            return child.poll() is None
         return is_ours(plan, command_line(pid))
 
     def last_pid(self, plan: ProcessPlan) -> int | None:

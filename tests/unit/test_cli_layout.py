@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from broker.config import load_broker_config
+from cli.errors import CommandError, ExitCode, UsageError
+from cli.layout import ClusterSpec, layout_path, load_layout, plan, save_layout
+
+
+def test_ports_follow_one_another() -> None:
+    layout = plan(ClusterSpec(groups=2, replicas=3, nameservers=2, port_base=9000))
+    assert layout.nameserver_addresses == "127.0.0.1:9000;127.0.0.1:9001"
+    ports = [
+        int(address.rpartition(":")[2])
+        for _, replica in layout.replicas()
+        for address in (replica.address, replica.raft_address)
+    ]
+    assert ports == list(range(9002, 9014))
+    assert layout.spec.port_count == 14
+    assert [replica.id for _, replica in layout.replicas()] == [
+        *("broker-a-0", "broker-a-1", "broker-a-2"),
+        *("broker-b-0", "broker-b-1", "broker-b-2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"groups": 0}, "--groups"),
+        ({"groups": 27}, "--groups"),
+        ({"replicas": 2}, "--replicas"),
+        ({"nameservers": 0}, "--nameservers"),
+        ({"port_base": 0}, "--port-base"),
+        ({"port_base": 65_530}, "--port-base"),
+    ],
+)
+def test_impossible_clusters(values: dict[str, int], text: str) -> None:
+    with pytest.raises(UsageError, match=text) as caught:
+        ClusterSpec(**values)  # type: ignore[arg-type]
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_plan_survives_on_disk_and_brokers_accept_their_configuration(tmp_path: Path) -> None:
+    spec = ClusterSpec(port_base=9000, settings={"store": {"segment_bytes": 65536}})
+    save_layout(tmp_path / "data", plan(spec))
+    layout = load_layout(tmp_path / "data")
+    assert layout == plan(spec)
+    config = load_broker_config(tmp_path / "data" / "broker-a-2" / "broker.toml")
+    assert config.replica_id == "broker-a-2"
+    assert config.port == 9005
+    assert config.nameservers == ["127.0.0.1:9000"]
+    assert [replica.id for replica in config.replicas] == [f"broker-a-{n}" for n in range(3)]
+    assert config.data_directory == tmp_path / "data" / "broker-a-2"
+    assert config.store.segment_bytes == 65536
+
+
+def test_unusable_plans(tmp_path: Path) -> None:
+    assert load_layout(tmp_path) is None
+    layout_path(tmp_path).write_text("{")
+    with pytest.raises(CommandError, match="not a cluster plan"):
+        load_layout(tmp_path)
+    layout_path(tmp_path).write_text(json.dumps({"version": 99}))
+    with pytest.raises(CommandError, match="version 99"):
+        load_layout(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CommandError, match="cannot write"):
+        save_layout(tmp_path / "file", plan(ClusterSpec()))
+    with pytest.raises(CommandError, match="cannot read"):
+        load_layout(tmp_path / "file")
