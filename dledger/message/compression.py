@@ -89,14 +89,16 @@ def _from_zstd(body: bytes | memoryview, bytes_max: int) -> bytes:
     inflater = zstandard.ZstdDecompressor()
     if size >= 0:
         return inflater.decompress(body)
-    # The frame does not say its size: read at most one byte more than is allowed.
-    pieces: list[bytes] = []
-    room = bytes_max + 1
+    # The frame does not say its size. The reader stops at a limit but takes a torn frame for a
+    # whole one; the object tells the two apart but knows no limit. So the first only counts.
+    size = 0
     with inflater.stream_reader(bytes(body)) as reader:
-        while room > 0:
-            piece = reader.read(min(room, 1 << 20))
-            if not piece:
-                break
-            pieces.append(piece)
-            room -= len(piece)
-    return b"".join(pieces)
+        while size <= bytes_max and (piece := reader.read(1 << 18)):
+            size += len(piece)
+    if size > bytes_max:
+        raise RemoteProtocolError(f"compressed message body inflates to over {bytes_max} bytes")
+    whole = inflater.decompressobj()
+    result = whole.decompress(body)
+    if not whole.eof:
+        raise EOFError("it ends too early")
+    return result
