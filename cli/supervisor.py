@@ -83,11 +83,23 @@ class Supervisor:
                     env=server_environment(),
                     start_new_session=True,
                 )
+            self._wait_command_line(plan, child)
             plan.pid_path.write_text(f"{child.pid}\n", encoding="ascii")
         except OSError as error:
             raise CommandError(f"cannot start {plan.name}: {error}") from error
         self._children[child.pid] = child
         return child.pid
+
+    def _wait_command_line(self, plan: ProcessPlan, child: subprocess.Popen[bytes]) -> None:
+        """Waits until others can recognise a new process.
+
+        Its command line is empty for a moment after the start, while the kernel sets it up.
+        """
+        deadline = self._clock.monotonic() + 1.0
+        while not is_ours(plan, command_line(child.pid)):
+            if child.poll() is not None or self._clock.monotonic() >= deadline:
+                return
+            time.sleep(0.001)
 
     def running_pid(self, plan: ProcessPlan) -> int | None:
         """Returns the pid of a process that runs and is provably the planned one."""
@@ -98,8 +110,7 @@ class Supervisor:
         """Returns whether this pid is the planned process and has not ended."""
         child = self._children.get(pid)
         if child is not None:
-            # Nobody else can have its pid before we have waited for it. Its command line says
-            # nothing for a moment after the start, while the kernel sets it up.
+            # Nobody else can have its pid before we have waited for it.
             return child.poll() is None
         return is_ours(plan, command_line(pid))
 
