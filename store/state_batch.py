@@ -334,8 +334,9 @@ class WriteBatch:
         if tables.next_topic_id != self._base.next_topic_id:
             next_id = keys.TOPIC_ID.pack(tables.next_topic_id)
             transaction.put(keys.NEXT_TOPIC_ID_KEY, next_id, db=meta)
-        applied = keys.APPLIED.pack(tables.applied_index, tables.applied_term)
-        transaction.put(keys.APPLIED_KEY, applied, db=meta)
+        if tables.applied_index != self._base.applied_index:
+            applied = keys.APPLIED.pack(tables.applied_index, tables.applied_term)
+            transaction.put(keys.APPLIED_KEY, applied, db=meta)
 
     def _put_units(self, transaction: WriteTransaction) -> None:
         database = self._environment.databases["consume_queue"]

@@ -1,0 +1,155 @@
+"""A log gives one state, however it is cut into batches and wherever the process is killed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.commands import (
+    encode_commit_offsets,
+    encode_delete_group,
+    encode_delete_topic,
+    encode_put_group,
+    encode_put_topic,
+)
+from broker.messages_command import EncodedMessage, MessagesBuilder, Part
+from broker.state_machine import BrokerStateMachine
+from dledger.model import GroupConfig, TopicConfig
+from store.state_store import StateStore
+
+
+class LogEntry(NamedTuple):
+    index: int
+    term: int
+    body: bytes | memoryview
+    record: bytes
+
+
+names = st.sampled_from(["a", "b", "c"])
+groups = st.sampled_from(["g", "gg"])
+requests = st.lists(
+    st.tuples(names, st.integers(0, 2), st.integers(1, 40), st.booleans()), min_size=1, max_size=4
+)
+steps = st.one_of(
+    st.tuples(st.just("send"), requests),
+    st.tuples(st.just("put"), names, st.integers(1, 9), st.booleans()),
+    st.tuples(st.just("delete"), names),
+    st.tuples(st.just("group"), groups, st.integers(1, 9)),
+    st.tuples(st.just("delete group"), groups, st.booleans()),
+    st.tuples(
+        st.just("commit"),
+        st.lists(st.tuples(groups, names, st.integers(0, 2), st.integers(0, 99)), min_size=1),
+    ),
+    st.tuples(st.just("no-op")),
+)
+
+
+class Writer:
+    """A leader that proposes before what it proposed is applied, so topic ids may be stale."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, int] = {}
+        self.next_id = 1
+        self.next_offsets: dict[tuple[int, int], int] = {}
+        self.offset = 0
+        self.number = 0
+
+    def take(self, topic_id: int, queue_id: int, count: int) -> int:
+        first = self.next_offsets.get((topic_id, queue_id), 0)
+        self.next_offsets[topic_id, queue_id] = first + count
+        return first
+
+    def body(self, step: tuple[object, ...]) -> bytes:
+        match step:
+            case ("send", list(items)):
+                return self.send(items)
+            case ("put", str(name), int(count), bool(only_create)):
+                if name not in self.ids:
+                    self.ids[name], self.next_id = self.next_id, self.next_id + 1
+                config = TopicConfig(name=name, write_queue_count=count)
+                return encode_put_topic(config, only_create=only_create)
+            case ("delete", str(name)):
+                # Some time passes before the senders notice: the id stays in use until then.
+                if self.number % 2:
+                    self.ids.pop(name, None)
+                else:
+                    self.stale(name)
+                return encode_delete_topic(name)
+            case ("group", str(name), int(retry_max)):
+                return encode_put_group(GroupConfig(name=name, retry_max=retry_max))
+            case ("delete group", str(name), bool(delete_offsets)):
+                return encode_delete_group(name, delete_offsets=delete_offsets)
+            case ("commit", list(offsets)):
+                return encode_commit_offsets(offsets)
+        return b"\x01"
+
+    def stale(self, name: str) -> None:
+        if name in self.ids:
+            self.ids[f"stale {name}"] = self.ids.pop(name)
+
+    def send(self, items: list[tuple[str, int, int, bool]]) -> bytes:
+        builder = MessagesBuilder()
+        for name, queue_id, count, keyed in items:
+            topic_id = self.ids.get(name, self.ids.get(f"stale {name}"))
+            if topic_id is None:
+                continue
+            messages = []
+            for _ in range(count):
+                self.number += 1
+                words = (b"k%d" % (self.number % 5),) if keyed else ()
+                unique = b"%032d" % self.number
+                messages.append(EncodedMessage(bytes(91 + count), count, unique, words))
+            builder.add(topic_id, queue_id, Part(topic_id, messages))
+        if builder.size_bytes < 100:
+            return b"\x02"
+        return bytes(builder.encode(self.offset, 5_000 + self.number, self.take))
+
+    def log(self, script: list[tuple[object, ...]]) -> list[LogEntry]:
+        entries = []
+        for index, step in enumerate(script, 1):
+            body = self.body(step)
+            self.offset += len(body) + 40
+            entries.append(LogEntry(index, 1 + index // 5, body, b""))
+        return entries
+
+
+def opened(path: str) -> StateStore:
+    return StateStore.open(Path(path), map_bytes=1 << 20, boot_id=lambda: "b")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    script=st.lists(steps, max_size=25),
+    cuts=st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.integers(0, 3)), min_size=1),
+)
+def test_any_split_and_any_kill_gives_the_same_state(
+    script: list[tuple[object, ...]], cuts: list[tuple[int, bool, int]]
+) -> None:
+    log = Writer().log(script)
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as cut:
+        store = opened(whole)
+        results = BrokerStateMachine(store).apply(log)
+        digest = store.digest()
+        assert store.applied_index == len(log)
+        store.close()
+
+        store = opened(cut)
+        at = 0
+        replayed: list[object] = []
+        while at < len(log):
+            size, killed, repeated = cuts[at % len(cuts)]
+            start = max(0, at - repeated)  # entries applied already come again
+            got = BrokerStateMachine(store).apply(log[start : at + size])
+            replayed += got[at - start :]
+            at = min(at + size, len(log))
+            if killed:
+                store.close(clean=False)
+                store = opened(cut)
+            assert store.applied_index == at
+        assert store.digest() == digest
+        assert replayed == results
+        store.close()
