@@ -1,0 +1,220 @@
+"""What the replicated log asks of the disk, of the state machine and of the network.
+
+`store.CommitLog` is the disk, `broker.BrokerStateMachine` the state machine; neither is imported
+here, and neither imports this package. The protocols are the contract.
+
+Words of durability: *written* is given to the operating system, *durable* survives a power cut of
+this node, *committed* is durable on a majority, *applied* is visible in this node's state machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from dledger.errors import DLedgerError, StoreError
+
+Buffer = bytes | bytearray | memoryview
+ProposalCallback = Callable[[object, DLedgerError | None], None]
+
+
+class LogEntry(Protocol):
+    """One entry of the log. `record` is header and body exactly as they are stored."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+
+    @property
+    def term(self) -> int: ...  # noqa: D102
+
+    @property
+    def body(self) -> Buffer: ...  # noqa: D102
+
+    @property
+    def record(self) -> Buffer: ...  # noqa: D102
+
+
+class LogStorage(Protocol):
+    """The log on one replica's disk, with the term and the vote beside it.
+
+    Concurrency: every method is called on the event loop; syncing happens behind it.
+    """
+
+    record_header_bytes: int
+
+    @property
+    def first_index(self) -> int:
+        """Index of the first entry held; 1 for an empty log."""
+        ...
+
+    @property
+    def last_index(self) -> int:
+        """Index of the last entry written; 0 for an empty log."""
+        ...
+
+    @property
+    def last_term(self) -> int:
+        """Term of the last entry written; 0 for an empty log."""
+        ...
+
+    @property
+    def durable_index(self) -> int:
+        """Every entry up to here survives a power cut."""
+        ...
+
+    @property
+    def offset_end(self) -> int:
+        """Physical offset at which the next record will begin."""
+        ...
+
+    @property
+    def term(self) -> int:
+        """The durable current term."""
+        ...
+
+    @property
+    def voted_for(self) -> str | None:
+        """Whom this replica voted for in `term`."""
+        ...
+
+    def term_at(self, index: int) -> int | None:
+        """Returns the term of the entry, or None if it is not held."""
+        ...
+
+    def reserve(self, size_bytes: int) -> None:
+        """Makes room for that many record bytes, or raises DiskFullError with nothing changed."""
+        ...
+
+    def append(self, index: int, term: int, body: Buffer) -> None:
+        """Writes one entry after the last; it is not durable yet."""
+        ...
+
+    def append_records(self, entries: Sequence[Any]) -> None:
+        """Writes entries as they were received; they are not durable yet."""
+        ...
+
+    def decode_records(self, data: memoryview) -> Sequence[Any]:
+        """Returns the entries in received bytes, each checksum verified."""
+        ...
+
+    def read_entries(self, first: int, count_max: int, bytes_max: int) -> Sequence[Any]:
+        """Returns consecutive entries from `first`: at least one if it is held."""
+        ...
+
+    def read_records(self, first: int, bytes_max: int) -> tuple[Sequence[Buffer], int]:
+        """Returns the stored bytes of consecutive entries from `first`, and the last index."""
+        ...
+
+    def truncate_from(self, index: int) -> None:
+        """Drops the entry and all after it. Durable on return."""
+        ...
+
+    def save_vote(self, term: int, voted_for: str | None) -> None:
+        """Stores term and vote. Durable on return."""
+        ...
+
+    def subscribe_durable(self, callback: Callable[[int], None]) -> None:
+        """Calls back on the event loop whenever `durable_index` rises."""
+        ...
+
+    def subscribe_failure(self, callback: Callable[[StoreError], None]) -> None:
+        """Calls back on the event loop when the disk failed and the replica must stop."""
+        ...
+
+    def request_sync(self) -> None:
+        """Asks for a sync of everything written so far."""
+        ...
+
+
+class StateMachine(Protocol):
+    """What committed entries do."""
+
+    @property
+    def applied_index(self) -> int:
+        """The last index whose effects are stored; 0 at first."""
+        ...
+
+    def apply(self, entries: Sequence[Any]) -> Sequence[object]:
+        """Applies consecutive entries in one transaction together with the applied index.
+
+        Entries whose body begins with a byte below 16 belong to Raft: they only move the index.
+
+        Returns:
+            One result per entry.
+
+        Raises:
+            DiskFullError: Nothing was applied; the same call may be made again.
+        """
+        ...
+
+
+class StampedCommand(Protocol):
+    """A command that contains its own place in the log."""
+
+    size_bytes: int
+
+    def encode(self, body_offset: int) -> Buffer:
+        """Returns the command, exactly `size_bytes` long.
+
+        Called once, at the moment the entry gets its place.
+
+        Args:
+            body_offset: Physical offset of the command's first byte.
+        """
+        ...
+
+
+class RaftListener(Protocol):
+    """Who wants to know about leadership. Called on the event loop."""
+
+    def on_serving(self, term: int) -> None:
+        """This replica leads and has applied everything committed before its term."""
+        ...
+
+    def on_stopped_serving(self) -> None:
+        """This replica no longer serves as leader."""
+        ...
+
+    def on_leader_changed(self, leader_id: str | None, term: int) -> None:
+        """The known leader changed; None while there is none."""
+        ...
+
+
+class TransportReceiver(Protocol):
+    """The node behind a transport. Called on the event loop."""
+
+    def on_message(self, peer_id: str, message: dict[str, Any]) -> None:
+        """A message of a peer, in the order in which it was sent."""
+        ...
+
+    def on_peer_up(self, peer_id: str) -> None:
+        """Messages can be sent to the peer from now on."""
+        ...
+
+    def on_peer_down(self, peer_id: str, *, reset: bool) -> None:
+        """Messages under way to or from the peer are lost.
+
+        Args:
+            reset: The peer's side closed the connection: its process has probably died.
+        """
+        ...
+
+
+class RaftTransport(Protocol):
+    """Carries messages between the replicas of one group: in order, at most once, maybe never."""
+
+    async def start(self, receiver: TransportReceiver) -> None:
+        """Begins to listen and to connect."""
+        ...
+
+    async def stop(self) -> None:
+        """Closes everything."""
+        ...
+
+    def send(self, peer_id: str, message: dict[str, Any]) -> bool:
+        """Sends a message; False if it was dropped. Never blocks."""
+        ...
+
+    def buffered_bytes(self, peer_id: str) -> int:
+        """Bytes given to `send` that the operating system has not taken yet."""
+        ...

@@ -1,0 +1,348 @@
+"""Raft messages over TCP: one connection per direction, dialled by the sender.
+
+A connection begins with a hello that names cluster, group, sender and receiver; strangers are
+refused. A newer connection of a peer replaces its older one, so messages of two connections never
+interleave. What a peer does not take is bounded: above `buffer_bytes_max` messages are dropped,
+and the engine sends them again later from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random as random_module
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from dledger.errors import ProtocolError
+from dledger.raft.messages import MessageDecoder, decode_message, encode_message
+from dledger.raft.protocols import TransportReceiver
+
+logger = logging.getLogger(__name__)
+
+HELLO_VERSION = 1
+HELLO_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportConfig:
+    """Identity, addresses and limits of one replica's transport.
+
+    Attributes:
+        cluster_name: Must be equal on both sides of a connection.
+        group_name: Likewise; the broker name.
+        replica_id: This replica.
+        listen_host: Address to listen on.
+        listen_port: Port to listen on; 0 takes any.
+        peers: Address "host:port" of every other replica.
+        buffer_bytes_max: Most bytes waiting for one peer; more is dropped.
+        retry_max_s: A lost connection is dialled again after a random time up to this.
+        connect_timeout_s: For connecting and for the hello.
+        user_timeout_ms: A connection whose bytes nobody confirms for this long is given up, so
+            that a healed network is noticed at once instead of after TCP's own back-off.
+    """
+
+    cluster_name: str
+    group_name: str
+    replica_id: str
+    listen_host: str
+    listen_port: int
+    peers: Mapping[str, str]
+    buffer_bytes_max: int = 16 * 1024 * 1024
+    retry_max_s: float = 0.2
+    connect_timeout_s: float = 1.0
+    user_timeout_ms: int = 3_000
+
+
+class TcpTransport:
+    """Carries messages between replicas over TCP. Satisfies `RaftTransport`."""
+
+    def __init__(self, config: TransportConfig, random: random_module.Random) -> None:
+        self._config = config
+        self._random = random
+        self._receiver: TransportReceiver | None = None
+        self._server: asyncio.Server | None = None
+        self._dialers: list[asyncio.Task[None]] = []
+        self._outgoing: dict[str, _Outgoing] = {}
+        self._incoming: dict[str, _Incoming] = {}
+        self._accepted: set[_Incoming] = set()
+        self._stopped = False
+
+    @property
+    def listen_port(self) -> int:
+        """The port bound by `start`."""
+        if self._server is None:
+            return self._config.listen_port
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def start(self, receiver: TransportReceiver) -> None:
+        """Listens and begins to dial every peer.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
+        loop = asyncio.get_running_loop()
+        self._receiver = receiver
+        self._server = await loop.create_server(
+            lambda: _Incoming(self), self._config.listen_host, self._config.listen_port
+        )
+        self._dialers = [
+            loop.create_task(self._keep_connected(peer_id, address), name=f"raft-dial-{peer_id}")
+            for peer_id, address in self._config.peers.items()
+        ]
+
+    async def stop(self) -> None:
+        """Closes the listener and every connection."""
+        self._stopped = True
+        for dialer in self._dialers:
+            dialer.cancel()
+        await asyncio.gather(*self._dialers, return_exceptions=True)
+        for outgoing in list(self._outgoing.values()):
+            outgoing.abort()
+        for incoming in list(self._accepted):
+            incoming.abort()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    def send(self, peer_id: str, message: dict[str, Any]) -> bool:
+        """Sends a message; False if the peer is not connected or does not take its bytes."""
+        outgoing = self._outgoing.get(peer_id)
+        if outgoing is None or outgoing.buffered_bytes() > self._config.buffer_bytes_max:
+            return False
+        outgoing.write(encode_message(message))
+        return True
+
+    def buffered_bytes(self, peer_id: str) -> int:
+        """Bytes for the peer that the operating system has not taken yet."""
+        outgoing = self._outgoing.get(peer_id)
+        return 0 if outgoing is None else outgoing.buffered_bytes()
+
+    async def _keep_connected(self, peer_id: str, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        while True:
+            outgoing = _Outgoing(self._hello(peer_id))
+            try:
+                async with asyncio.timeout(self._config.connect_timeout_s):
+                    await loop.create_connection(partial(_same, outgoing), host, int(port))
+                    _tune_socket(outgoing.transport, self._config.user_timeout_ms)
+                    await outgoing.accepted
+                self._outgoing[peer_id] = outgoing
+                self._up(peer_id)
+                reset = await outgoing.lost
+                del self._outgoing[peer_id]
+                self._down(peer_id, reset=reset)
+            except (OSError, ProtocolError) as error:  # a timeout is an OSError
+                logger.debug("connection to %s failed: %s", peer_id, error)
+            finally:
+                outgoing.abort()
+            await asyncio.sleep(self._random.uniform(0.02, self._config.retry_max_s))
+
+    def _hello(self, peer_id: str) -> bytes:
+        config = self._config
+        hello = {
+            "version": HELLO_VERSION,
+            "cluster": config.cluster_name,
+            "group": config.group_name,
+            "from": config.replica_id,
+            "to": peer_id,
+        }
+        payload = msgspec.msgpack.encode(hello)
+        return len(payload).to_bytes(4, "big") + payload
+
+    def check_hello(self, payload: bytes) -> str:
+        """Returns the peer that sent this hello.
+
+        Raises:
+            ProtocolError: A stranger, or a member of another group.
+        """
+        try:
+            hello = msgspec.msgpack.decode(payload, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProtocolError("not a hello") from error
+        config = self._config
+        expected = {
+            "version": HELLO_VERSION,
+            "cluster": config.cluster_name,
+            "group": config.group_name,
+            "to": config.replica_id,
+        }
+        for name, value in expected.items():
+            if hello.get(name) != value:
+                raise ProtocolError(f"hello with {name} {hello.get(name)!r}, expected {value!r}")
+        peer_id = hello.get("from")
+        if not isinstance(peer_id, str) or peer_id not in config.peers:
+            raise ProtocolError(f"hello from unknown replica {peer_id!r}")
+        return peer_id
+
+    def attach(self, incoming: _Incoming) -> None:
+        """Notes a connection before its hello."""
+        self._accepted.add(incoming)
+
+    def replace(self, peer_id: str, incoming: _Incoming) -> None:
+        """Makes a connection the peer's one, closing its older one (defect 10)."""
+        older = self._incoming.get(peer_id)
+        self._incoming[peer_id] = incoming
+        if older is not None:
+            older.abort()
+
+    def detach(self, incoming: _Incoming) -> None:
+        """Forgets a closed connection; the peer's process may be gone."""
+        self._accepted.discard(incoming)
+        peer_id = incoming.peer_id
+        if peer_id is None or self._incoming.get(peer_id) is not incoming:
+            return
+        del self._incoming[peer_id]
+        # Our own connection to a dead process closes too, but perhaps a little later.
+        outgoing = self._outgoing.get(peer_id)
+        if outgoing is not None:
+            outgoing.abort(reset=True)
+
+    def deliver(self, peer_id: str, message: dict[str, Any]) -> None:
+        """Hands a message to the node."""
+        if self._receiver is not None and not self._stopped:
+            self._receiver.on_message(peer_id, message)
+
+    def _up(self, peer_id: str) -> None:
+        logger.info("connected to replica %s", peer_id)
+        if self._receiver is not None:
+            self._receiver.on_peer_up(peer_id)
+
+    def _down(self, peer_id: str, *, reset: bool) -> None:
+        logger.info("connection to replica %s closed", peer_id)
+        if self._receiver is not None and not self._stopped:
+            self._receiver.on_peer_down(peer_id, reset=reset)
+
+
+class _Outgoing(asyncio.Protocol):
+    """Our connection to a peer: hello, its answer, then our messages."""
+
+    def __init__(self, hello: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[bool] = loop.create_future()
+        self.transport: Any = None
+        self._hello = hello
+        self._answer = bytearray()
+        self._reset = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.transport.write(self._hello)
+
+    def data_received(self, data: bytes) -> None:
+        if self.accepted.done():
+            return  # nothing else is ever sent in this direction
+        self._answer += data
+        if len(self._answer) > HELLO_BYTES_MAX:
+            self.abort()
+        elif self._answer.endswith(b"\n"):
+            answer = self._answer.decode(errors="replace").strip()
+            if answer == "ok":
+                self.accepted.set_result(None)
+            else:
+                logger.warning("peer refused our hello: %s", answer)
+                self.accepted.set_exception(ProtocolError(answer))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # An orderly or hard close by the peer's kernel means that its process went away; a
+        # timeout of ours does not.
+        if not self.accepted.done():
+            self.accepted.set_exception(
+                ConnectionResetError("closed before the hello was answered")
+            )
+        if not self.lost.done():
+            timed_out = isinstance(exc, TimeoutError)
+            self.lost.set_result(self._reset or not timed_out)
+
+    def write(self, buffers: list[Any]) -> None:
+        if not self.transport.is_closing():
+            self.transport.writelines(buffers)
+
+    def buffered_bytes(self) -> int:
+        return int(self.transport.get_write_buffer_size())
+
+    def abort(self, *, reset: bool = False) -> None:
+        self._reset = self._reset or reset
+        if self.transport is not None:
+            self.transport.abort()
+        if self.accepted.done():
+            if not self.accepted.cancelled():
+                self.accepted.exception()  # mark as retrieved
+        else:
+            self.accepted.cancel()
+
+
+class _Incoming(asyncio.Protocol):
+    """A peer's connection to us: its hello, our answer, then its messages."""
+
+    def __init__(self, owner: TcpTransport) -> None:
+        self._owner = owner
+        self._decoder = MessageDecoder()
+        self._hello = bytearray()
+        self._transport: Any = None
+        self.peer_id: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._owner.attach(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self.peer_id is None:
+                data = self._receive_hello(data)
+            if data and self.peer_id is not None:
+                for header, payload in self._decoder.receive_data(data):
+                    self._owner.deliver(self.peer_id, decode_message(header, payload))
+        except ProtocolError as error:
+            peer = self.peer_id or self._transport.get_extra_info("peername")
+            logger.warning("Raft connection from %s closed: %s", peer, error)
+            if self.peer_id is None:
+                with contextlib.suppress(OSError):
+                    self._transport.write(f"refused: {error}\n".encode()[:HELLO_BYTES_MAX])
+                self._transport.close()
+            else:
+                self._transport.abort()
+
+    def _receive_hello(self, data: bytes) -> bytes:
+        """Takes bytes of the hello; returns those after it once it is complete."""
+        self._hello += data
+        if len(self._hello) < 4:
+            return b""
+        size = int.from_bytes(self._hello[:4], "big")
+        if size > HELLO_BYTES_MAX:
+            raise ProtocolError(f"hello of {size} bytes")
+        if len(self._hello) < 4 + size:
+            return b""
+        self.peer_id = self._owner.check_hello(bytes(self._hello[4 : 4 + size]))
+        rest = bytes(self._hello[4 + size :])
+        self._hello.clear()
+        self._owner.replace(self.peer_id, self)
+        self._transport.write(b"ok\n")
+        return rest
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.detach(self)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+def _same(protocol: _Outgoing) -> _Outgoing:
+    return protocol
+
+
+def _tune_socket(transport: Any, user_timeout_ms: int) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
