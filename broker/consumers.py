@@ -220,6 +220,10 @@ class ClientRegistry:
         """Returns the group if any consumer of it is registered. Read only."""
         return self._consumers.get(group)
 
+    def consumer_groups(self) -> list[str]:
+        """Returns the names of all groups with consumers, sorted."""
+        return sorted(self._consumers)
+
     def client_ids(self, group: str) -> list[str]:
         """Returns the ids of the group's consumers, sorted, each once."""
         entry = self._consumers.get(group)

@@ -7,6 +7,7 @@ consumer on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from dledger.codes import ResponseCode
@@ -33,6 +34,7 @@ class FilterNotSupportedError(RequestError):
     response_code = ResponseCode.SYSTEM_ERROR
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_tag_expression(expression: str) -> TagCodes:
     """Returns the hashes of the tags in `a || b`; None for `*` and for nothing.
 

@@ -143,6 +143,10 @@ class LongPolls:
         keys = [key for key in self._queues if key[0] == topic_id]
         return self._take([pull for key in keys for pull in self._queues[key]])
 
+    def topic_ids(self) -> list[int]:
+        """Returns the topics in which pulls wait, sorted."""
+        return sorted({topic_id for topic_id, _ in self._queues})
+
     def drop_all(self) -> list[ParkedPull]:
         """Takes out everything, for a broker that stops."""
         return self._take([pull for owned in self._owners.values() for pull in owned])

@@ -1,0 +1,130 @@
+"""What the request processors of one broker share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from broker.appender import Appender
+from broker.config import BrokerConfig
+from broker.consumers import ClientRegistry
+from broker.gate import WriteGate
+from broker.long_polls import LongPolls
+from broker.tasks import Tasks
+from dledger.clock import Clock
+from dledger.errors import DLedgerError
+from dledger.model import Role
+from store.state_store import StateStore
+
+
+class RaftView(Protocol):
+    """What the broker asks of Raft; `dledger.raft.RaftNode` is one."""
+
+    @property
+    def role(self) -> Role: ...  # noqa: D102 - as RaftNode
+    @property
+    def term(self) -> int: ...  # noqa: D102
+    @property
+    def leader_id(self) -> str | None: ...  # noqa: D102
+    @property
+    def is_serving(self) -> bool: ...  # noqa: D102
+    @property
+    def commit_index(self) -> int: ...  # noqa: D102
+    @property
+    def applied_index(self) -> int: ...  # noqa: D102
+    @property
+    def durable_index(self) -> int: ...  # noqa: D102
+    @property
+    def pending_bytes(self) -> int: ...  # noqa: D102
+
+    def propose(
+        self, command: Any, callback: Callable[[object, DLedgerError | None], None]
+    ) -> None:
+        """Proposes a command; raises when it refuses, otherwise calls back once."""
+        ...
+
+    async def submit(self, command: Any) -> object:
+        """Proposes a command and waits until it is applied."""
+        ...
+
+    async def read_barrier(self) -> None:
+        """Waits until what is read here includes everything acknowledged before."""
+        ...
+
+
+class LogView(Protocol):
+    """What the broker reads of the CommitLog."""
+
+    @property
+    def offset_min(self) -> int:
+        """First physical offset held."""
+        ...
+
+    @property
+    def offset_end(self) -> int:
+        """Where the next record will begin."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the log on disk."""
+        ...
+
+    def read(self, physical_offset: int, size_bytes: int) -> memoryview:
+        """Returns stored bytes."""
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start."""
+
+    messages_in: int = 0
+    messages_out: int = 0
+    pulls: int = 0
+    pulls_found: int = 0
+    forwarded: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class BrokerContext:
+    """Everything a processor may use. One owner each; the broker makes and ends them.
+
+    Attributes:
+        config: As loaded.
+        clock: Time.
+        store: Replicated state as applied here.
+        log: The CommitLog.
+        raft: Proposals and leadership.
+        appender: Collects messages into proposals.
+        gate: Whether writes are accepted.
+        clients: Who is connected, by group.
+        long_polls: Pulls that wait.
+        tasks: Owner of background work.
+        on_fatal: Ends the process.
+        host, port: Where clients reach this replica.
+        boot_ms: When it started.
+        counters: What runtime information shows, by name.
+    """
+
+    config: BrokerConfig
+    clock: Clock
+    store: StateStore
+    log: LogView
+    raft: RaftView
+    appender: Appender
+    gate: WriteGate
+    clients: ClientRegistry
+    long_polls: LongPolls
+    tasks: Tasks
+    on_fatal: Callable[[BaseException], None]
+    host: str
+    port: int
+    boot_ms: int
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def address(self) -> str:
+        """Where clients reach this replica, as `host:port`."""
+        return f"{self.host}:{self.port}"

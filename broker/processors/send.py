@@ -1,0 +1,217 @@
+"""SEND_MESSAGE (10), SEND_MESSAGE_V2 (310) and SEND_BATCH_MESSAGE (320).
+
+A send is checked, encoded and handed to the appender, which makes one proposal of all that
+arrived in one turn of the event loop. The answer leaves when the entry is durable on a majority
+and applied here: never before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker import names
+from broker.catalog import Catalog
+from broker.context import BrokerContext
+from broker.forwarding import EXT_BORN_HOST
+from broker.intake import MessageIntake
+from dledger.codes import Permission, RequestCode
+from dledger.errors import (
+    DLedgerError,
+    GroupNotFoundError,
+    InvalidParameterError,
+    InvariantError,
+    NotLeaderError,
+    PermissionDeniedError,
+    TopicNotFoundError,
+)
+from dledger.message import offset_message_id, pack_host, validate_topic
+from dledger.model import TopicConfig
+from dledger.remoting.commands import Command
+from dledger.remoting.headers import SendMessageHeader, SendMessageHeaderV2
+from dledger.remoting.server import Connection
+
+_BORN_HOST = "born_host"
+_FORWARDED_MARK = EXT_BORN_HOST.encode()
+_UNKNOWN_HOST = bytes(8)
+_Header = SendMessageHeader | SendMessageHeaderV2
+_WRITE = int(Permission.WRITE)
+
+
+class SendProcessor:
+    """Takes messages in. Runs on the serving leader only."""
+
+    def __init__(
+        self,
+        context: BrokerContext,
+        catalog: Catalog,
+        intake: MessageIntake,
+        *,
+        store_host: bytes,
+        redirect: Callable[[Connection, Command], None],
+    ) -> None:
+        """Prepares the processor.
+
+        Args:
+            context: The broker's parts.
+            catalog: Topics and groups.
+            intake: Encodes messages.
+            store_host: Packed address in message ids.
+            redirect: Takes a request that had no effect because this replica stopped leading.
+        """
+        self._context = context
+        self._catalog = catalog
+        self._intake = intake
+        self._store_host = store_host
+        self._redirect = redirect
+        self._next_queue = 0
+
+    def send(self, connection: Connection, command: Command) -> None:
+        """Answers a send once its messages are committed and applied.
+
+        Raises:
+            DLedgerError: Refused; nothing was proposed.
+        """
+        header: _Header
+        if command.code == RequestCode.SEND_MESSAGE:
+            header = command.header(SendMessageHeader)
+        else:
+            header = command.header(SendMessageHeaderV2)
+        self._context.gate.check()
+        name = header.topic
+        if name in names.FORBIDDEN_SEND_TOPICS:
+            raise PermissionDeniedError(f"sending to topic {name} is forbidden")
+        topic = self._context.store.topic(name)
+        if topic is not None:
+            self._append(connection, command, header, topic)
+            return
+
+        def created(made: TopicConfig | None, error: DLedgerError | None) -> None:
+            if made is None:
+                self._fail(connection, command, error or TopicNotFoundError(f"topic {name}"))
+                return
+            try:
+                self._append(connection, command, header, made)
+            except InvariantError:
+                raise
+            except DLedgerError as refused:
+                self._fail(connection, command, refused)
+
+        self._catalog.ensure_topic(self._new_topic(header), created)
+
+    def _append(
+        self, connection: Connection, command: Command, header: _Header, topic: TopicConfig
+    ) -> None:
+        if not topic.permission & _WRITE:
+            raise PermissionDeniedError(
+                f"the broker[{self._context.config.broker_name}] sending message to topic "
+                f"{topic.name} is forbidden"
+            )
+        queue_id = self._choose_queue(topic, header.queue_id)
+        is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
+        intake = self._intake.encode(
+            header,
+            command.body,
+            topic=topic.name,
+            queue_id=queue_id,
+            born_host=_born_host(connection, command),
+            is_batch=is_batch,
+        )
+        counters = self._context.counters
+        count = len(intake.messages)
+        store_host = self._store_host
+
+        def appended(
+            queue_offset: int, physical_offsets: list[int], error: DLedgerError | None
+        ) -> None:
+            if error is not None:
+                self._fail(connection, command, error)
+                return
+            counters.messages_in += count
+            ext = {
+                "msgId": ",".join([offset_message_id(store_host, at) for at in physical_offsets]),
+                "queueId": str(queue_id),
+                "queueOffset": str(queue_offset),
+                "MSG_REGION": "DefaultRegion",
+                "TRACE_ON": "true",
+            }
+            if intake.unique_key:
+                ext["transactionId"] = intake.unique_key
+            connection.reply(command, 0, ext)
+
+        self._context.appender.append(topic, queue_id, intake.messages, appended)
+
+    def _fail(self, connection: Connection, command: Command, error: DLedgerError) -> None:
+        if isinstance(error, NotLeaderError):
+            self._redirect(connection, command)
+        else:
+            connection.reply_error(command, error)
+
+    def _choose_queue(self, topic: TopicConfig, wanted: int) -> int:
+        limit = max(topic.write_queue_count, topic.read_queue_count)
+        if wanted >= limit:
+            raise InvalidParameterError(
+                f"request queueId[{wanted}] is illegal, topic {topic.name} has {limit} queues"
+            )
+        if wanted >= 0:
+            return wanted
+        # The client leaves the choice to us; taking turns spreads as well as chance does.
+        self._next_queue += 1
+        return self._next_queue % max(1, topic.write_queue_count)
+
+    def _new_topic(self, header: _Header) -> TopicConfig:
+        """Returns the topic that this send may create.
+
+        Raises:
+            InvalidParameterError: The name breaks the rules.
+            GroupNotFoundError: A retry topic of a group that does not exist.
+            TopicNotFoundError: Topics are not created by sends, or not from this template.
+        """
+        name = header.topic
+        validate_topic(name)
+        group = names.group_of_retry_topic(name)
+        if group is not None:
+            config = self._context.store.group(group)
+            if config is None:
+                raise GroupNotFoundError(f"subscription group {group} does not exist")
+            return names.retry_topic_config(group, config.retry_queue_count)
+        template = self._catalog.template(header.default_topic)
+        settings = self._context.config
+        if template is None or names.is_system_topic(
+            name, cluster_name=settings.cluster_name, broker_name=settings.broker_name
+        ):
+            raise TopicNotFoundError(f"topic[{name}] not exist, apply first please!")
+        count = min(max(1, header.default_topic_queue_count), template.write_queue_count)
+        return TopicConfig(
+            name=name,
+            read_queue_count=count,
+            write_queue_count=count,
+            permission=template.permission & ~int(Permission.INHERIT),
+        )
+
+
+def _born_host(connection: Connection, command: Command) -> bytes:
+    """Returns the packed address of whoever made the message.
+
+    A follower that forwards a request says where it came from. IPv6 senders are stored as an
+    unspecified IPv4 address, because several clients cannot read anything else.
+    """
+    raw = command.raw_ext
+    # Looked for in the raw bytes first: decoding all fields once more costs what sending does.
+    if raw is None or _FORWARDED_MARK in bytes(raw):
+        forwarded = command.ext.get(EXT_BORN_HOST)
+        if forwarded:
+            return _pack(*forwarded.rpartition(":")[::2])
+    known = connection.context.get(_BORN_HOST)
+    if isinstance(known, bytes):
+        return known
+    packed = _pack(connection.peer_host, str(connection.peer_port))
+    connection.context[_BORN_HOST] = packed
+    return packed
+
+
+def _pack(ip: str, port: str) -> bytes:
+    try:
+        packed = pack_host(ip, int(port))
+    except (InvalidParameterError, ValueError):
+        return _UNKNOWN_HOST
+    return packed if len(packed) == 8 else _UNKNOWN_HOST

@@ -1,0 +1,92 @@
+"""The table of request codes: which processor, and whether only the leader may answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker.dispatcher import Handle, HandleAsync, Place, Route
+from broker.processors.clients import ClientProcessor
+from broker.processors.groups import GroupProcessor
+from broker.processors.info import InfoProcessor
+from broker.processors.offsets import OffsetProcessor
+from broker.processors.pull import PullProcessor
+from broker.processors.queries import QueryProcessor
+from broker.processors.send import SendProcessor
+from broker.processors.topics import TopicProcessor
+from dledger.codes import RequestCode as Code
+
+
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """One of each family."""
+
+    send: SendProcessor
+    pull: PullProcessor
+    offsets: OffsetProcessor
+    clients: ClientProcessor
+    topics: TopicProcessor
+    groups: GroupProcessor
+    queries: QueryProcessor
+    info: InfoProcessor
+
+
+def make_routes(
+    processors: Processors, background: Callable[[HandleAsync], Handle]
+) -> dict[int, Route]:
+    """Returns the handler of every request code that the broker knows.
+
+    Args:
+        processors: The processors.
+        background: Makes a handler out of a coroutine function.
+    """
+    p = processors
+    leader: dict[Code, Handle] = {
+        Code.SEND_MESSAGE: p.send.send,
+        Code.SEND_MESSAGE_V2: p.send.send,
+        Code.SEND_BATCH_MESSAGE: p.send.send,
+        Code.QUERY_CONSUMER_OFFSET: background(p.offsets.query_consumer_offset),
+        Code.UPDATE_CONSUMER_OFFSET: p.offsets.update_consumer_offset,
+        Code.SEARCH_OFFSET_BY_TIMESTAMP: p.offsets.search_by_time,
+        Code.GET_MAX_OFFSET: background(p.offsets.max_offset),
+        Code.GET_MIN_OFFSET: p.offsets.min_offset,
+        Code.GET_EARLIEST_MESSAGE_STORE_TIME: p.offsets.earliest_store_time,
+        Code.UPDATE_AND_CREATE_TOPIC: background(p.topics.create),
+        Code.DELETE_TOPIC_IN_BROKER: background(p.topics.delete),
+        Code.GET_TOPIC_STATS_INFO: p.topics.stats,
+        Code.UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: background(p.groups.put),
+        Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
+        Code.GET_CONSUME_STATS: p.groups.consume_stats,
+        Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+    }
+    here: dict[Code, Handle] = {
+        Code.PULL_MESSAGE: p.pull.pull,
+        Code.LITE_PULL_MESSAGE: p.pull.pull,
+        Code.HEART_BEAT: p.clients.heartbeat,
+        Code.UNREGISTER_CLIENT: p.clients.unregister,
+        Code.CHECK_CLIENT_CONFIG: p.clients.check_config,
+        Code.GET_CONSUMER_CONNECTION_LIST: p.clients.consumer_connections,
+        Code.GET_PRODUCER_CONNECTION_LIST: p.clients.producer_connections,
+        Code.GET_ALL_TOPIC_CONFIG: p.topics.all_configs,
+        Code.GET_SYSTEM_TOPIC_LIST_FROM_BROKER: p.topics.system_topics,
+        Code.QUERY_TOPIC_CONSUME_BY_WHO: p.topics.consumers,
+        Code.GET_ALL_SUBSCRIPTION_GROUP_CONFIG: p.groups.all_configs,
+        Code.GET_BROKER_CONFIG: p.info.config,
+        Code.GET_BROKER_RUNTIME_INFO: p.info.runtime_info,
+    }
+    here_then_leader: dict[Code, Handle] = {
+        Code.QUERY_MESSAGE: p.queries.query,
+        Code.VIEW_MESSAGE_BY_ID: p.queries.view,
+        Code.GET_TOPIC_CONFIG: p.topics.config,
+        Code.GET_SUBSCRIPTION_GROUP_CONFIG: p.groups.config,
+    }
+    places = (
+        (Place.LEADER, leader),
+        (Place.HERE, here),
+        (Place.HERE_THEN_LEADER, here_then_leader),
+    )
+    return {
+        int(code): Route(place, handle)
+        for place, handlers in places
+        for code, handle in handlers.items()
+    }

@@ -1,0 +1,492 @@
+"""One broker replica: puts log, state, Raft and remoting server together and ends them again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as random_module
+import socket
+from dataclasses import dataclass
+
+from broker import routes
+from broker.appender import Appender, AppenderConfig
+from broker.catalog import Catalog
+from broker.config import BrokerConfig, parse_address
+from broker.consumers import ClientRegistry
+from broker.context import BrokerContext
+from broker.dispatcher import Dispatcher
+from broker.forwarding import Forwarder, ForwarderLimits
+from broker.gate import WriteGate
+from broker.intake import MessageIntake
+from broker.long_polls import LongPolls
+from broker.messages import MessageReader
+from broker.offset_commits import OffsetCommits
+from broker.processors.clients import ClientProcessor
+from broker.processors.groups import GroupProcessor
+from broker.processors.info import InfoProcessor
+from broker.processors.offsets import OffsetProcessor
+from broker.processors.pull import PullProcessor
+from broker.processors.queries import QueryProcessor
+from broker.processors.send import SendProcessor
+from broker.processors.topics import TopicProcessor
+from broker.registration import Registrar
+from broker.state_machine import AppliedEffects, BrokerStateMachine
+from broker.tasks import Tasks
+from dledger.clock import Clock, SystemClock
+from dledger.errors import ConfigError, DiskFailureError, StoreError
+from dledger.message import UniqueKeyGenerator, pack_host
+from dledger.raft.node import RaftNode
+from dledger.raft.transport import TcpTransport, TransportConfig
+from dledger.remoting.client import ClientConnection, RemotingClient
+from dledger.remoting.commands import Command
+from dledger.remoting.server import Connection, RemotingServer, ServerConfig
+from store.commit_log import CommitLog
+from store.config import StoreConfig
+from store.files import FileSystem, OsFileSystem
+from store.state_store import StateStore
+
+logger = logging.getLogger(__name__)
+
+EXPIRY_SWEEP_S = 10.0
+UNREGISTER_S = 0.5
+
+
+class StateAheadError(StoreError):
+    """The state has applied entries that the log does not hold: one of the two was replaced."""
+
+    definite = True
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What exists while the broker runs."""
+
+    context: BrokerContext
+    raft: RaftNode
+    log: CommitLog
+    store: StateStore
+    client: RemotingClient
+    catalog: Catalog
+    commits: OffsetCommits
+    pulls: PullProcessor
+    clients: ClientProcessor
+    registrar: Registrar
+
+
+class Broker:
+    """One replica. `start` it, wait for `failure`, `stop` it; each once.
+
+    Satisfies `remoting.server.Handler` and `RaftListener`.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        *,
+        clock: Clock | None = None,
+        fs: FileSystem | None = None,
+        random: random_module.Random | None = None,
+    ) -> None:
+        """Prepares a broker; nothing is opened yet.
+
+        Args:
+            config: Checked settings.
+            clock: The machine's if None.
+            fs: What the CommitLog writes through; the operating system's if None.
+            random: For election timeouts; seeded by the operating system if None.
+        """
+        self.config = config
+        self._clock = clock or SystemClock()
+        self._fs = fs or OsFileSystem()
+        self._random = random or random_module.Random()
+        self._tasks = Tasks(self._on_fatal)
+        self._parts: _Parts | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._failure: BaseException | None = None
+        self._failed = asyncio.Event()
+        limits, timing = config.limits, config.timing
+        server_config = ServerConfig(
+            frame_bytes_max=limits.frame_bytes_max,
+            inflight_max=limits.inflight_per_connection_max,
+            connections_max=limits.connections_max,
+            idle_timeout_s=timing.idle_timeout_s,
+        )
+        self._server = RemotingServer(self, server_config)
+
+    @property
+    def port(self) -> int:
+        """The port bound for clients."""
+        return self._server.port
+
+    @property
+    def address(self) -> str:
+        """Where clients reach this replica."""
+        return self._require().context.address
+
+    @property
+    def raft(self) -> RaftNode:
+        """This replica's part in the group."""
+        return self._require().raft
+
+    @property
+    def store(self) -> StateStore:
+        """The state as applied here."""
+        return self._require().store
+
+    @property
+    def log(self) -> CommitLog:
+        """The CommitLog."""
+        return self._require().log
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why this replica must not go on; None while all is well."""
+        return self._failure
+
+    async def wait_failed(self) -> BaseException:
+        """Waits until the replica must not go on, and says why."""
+        await self._failed.wait()
+        return self._failure or DiskFailureError("unknown failure")
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens log and state, listens for clients and joins the Raft group.
+
+        Raises:
+            ConfigError: An address cannot be bound or resolved.
+            DataDirectoryLockedError: Another process uses the directory.
+            CorruptRecordError: The log is damaged; nothing was changed.
+            StoreError: The directory cannot be used.
+
+        On an exception everything that was opened is closed again.
+        """
+        config = self.config
+        log = store = None
+        try:
+            log, store = self._open_stores()
+            # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
+            await self._server.start(config.listen_host, config.port)
+            parts = self._parts = self._assemble(log, store)
+            await self._start_raft(parts)
+        except BaseException:
+            await self._server.stop(0)
+            await self._tasks.close()
+            if self._parts is not None:
+                await self._parts.client.close()
+            if store is not None:
+                store.close()
+            if log is not None:
+                log.close()
+            raise
+        self._tasks.spawn(self._watch_disk(), "watch-disk")
+        self._tasks.spawn(self._expire_clients(), "expire-clients")
+        parts.registrar.start()
+        logger.info(
+            "broker ready: replica=%s address=%s raft_address=%s applied_index=%d",
+            config.replica_id,
+            parts.context.address,
+            config.replica.raft_address,
+            store.applied_index,
+        )
+
+    async def stop(self) -> None:
+        """Stops in the order in which nothing is lost: clients, Raft, log, state.
+
+        After a failure nothing is marked as clean.
+        """
+        parts = self._parts
+        if parts is None:
+            return
+        is_healthy = self._failure is None
+        if is_healthy:
+            await parts.registrar.stop(UNREGISTER_S)
+        parts.pulls.close()
+        parts.commits.close()
+        parts.clients.close()
+        await self._server.stop(self.config.timing.drain_s if is_healthy else 0)
+        await parts.raft.stop()
+        await self._tasks.close()
+        await parts.client.close()
+        try:
+            parts.log.close()
+        finally:
+            parts.store.close(clean=is_healthy)
+        self._parts = None
+        logger.info("broker stopped: replica=%s", self.config.replica_id)
+
+    # --- remoting.server.Handler --------------------------------------------------------------
+
+    def handle(self, connection: Connection, command: Command) -> None:
+        """Takes a client's request."""
+        if self._dispatcher is None:
+            connection.reply_error(command, StoreStartingError("the broker is starting"))
+        else:
+            self._dispatcher.handle(connection, command)
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Forgets what belonged to a connection."""
+        parts = self._parts
+        if parts is not None:
+            parts.pulls.connection_lost(connection)
+            parts.clients.connection_lost(connection)
+
+    # --- RaftListener -------------------------------------------------------------------------
+
+    def on_serving(self, term: int) -> None:
+        """Creates the system topics that are missing and tells members whom to ask."""
+        parts = self._parts
+        if parts is None:
+            return
+        for topic in parts.catalog.system_topics():
+            if parts.store.topic(topic.name) is None:
+                parts.catalog.ensure_topic_soon(topic)
+        parts.clients.notify_all()
+
+    def on_stopped_serving(self) -> None:
+        """Does nothing: each part listens for itself."""
+
+    def on_leader_changed(self, leader_id: str | None, term: int) -> None:
+        """Does nothing."""
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _require(self) -> _Parts:
+        if self._parts is None:
+            raise StoreStartingError("the broker does not run")
+        return self._parts
+
+    def _on_fatal(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+            logger.critical("stopping: %s", error)
+            self._failed.set()
+
+    def _open_stores(self) -> tuple[CommitLog, StateStore]:
+        directory, section = self.config.data_directory, self.config.store
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("data_directory", str(directory), str(error)) from error
+        log_config = StoreConfig(
+            segment_bytes=section.segment_bytes,
+            tail_cache_bytes=section.tail_cache_bytes,
+            flush=section.flush,
+            disk_free_bytes_min=section.disk_free_min_bytes // 2,
+        )
+        log = CommitLog.open(directory / "log", log_config, self._fs, clock=self._clock)
+        try:
+            store = StateStore.open(directory / "state", map_bytes=section.map_bytes)
+        except BaseException:
+            log.close()
+            raise
+        if store.applied_index > log.last_index:
+            text = (
+                f"{directory / 'state'} has applied entry {store.applied_index}, but "
+                f"{directory / 'log'} ends with {log.last_index}: the log was replaced or lost; "
+                "this replica must be rebuilt from its peers"
+            )
+            store.close(clean=False)
+            log.close()
+            raise StateAheadError(text)
+        return log, store
+
+    def _assemble(self, log: CommitLog, store: StateStore) -> _Parts:
+        config, clock = self.config, self._clock
+        limits, timing = config.limits, config.timing
+        host, port = config.advertised_address(self._server.port)
+        machine = BrokerStateMachine(store, self._on_applied)
+        raft = self._make_raft(log, machine)
+        gate = WriteGate(
+            raft,
+            disk_free_min_bytes=config.store.disk_free_min_bytes,
+            pending_bytes_max=limits.pending_bytes_max,
+        )
+        gate.observe_disk(self._fs.free_bytes(config.data_directory))
+        appender_config = AppenderConfig(
+            pending_bytes_max=limits.pending_bytes_max,
+            request_bytes_max=min(6 * 1024 * 1024, config.raft.entry_bytes_max),
+        )
+        context = BrokerContext(
+            config=config,
+            clock=clock,
+            store=store,
+            log=log,
+            raft=raft,
+            appender=Appender(raft, store, appender_config, clock),
+            gate=gate,
+            clients=ClientRegistry(
+                expiry_ms=int(timing.client_expiry_s * 1000),
+                groups_max=limits.groups_max,
+                members_max=limits.members_max,
+            ),
+            long_polls=LongPolls(
+                parked_max=limits.parked_pulls_max,
+                parked_per_owner_max=limits.parked_pulls_per_connection_max,
+            ),
+            tasks=self._tasks,
+            on_fatal=self._on_fatal,
+            host=host,
+            port=port,
+            boot_ms=clock.wall_ms(),
+        )
+        return self._connect(context, raft, log, store)
+
+    def _make_raft(self, log: CommitLog, machine: BrokerStateMachine) -> RaftNode:
+        config = self.config
+        others = [replica for replica in config.replicas if replica.id != config.replica_id]
+        transport = TcpTransport(
+            TransportConfig(
+                cluster_name=config.cluster_name,
+                group_name=config.broker_name,
+                replica_id=config.replica_id,
+                listen_host=config.listen_host,
+                listen_port=parse_address(config.replica.raft_address)[1],
+                peers={replica.id: replica.raft_address for replica in others},
+            ),
+            self._random,
+        )
+        return RaftNode(
+            replica_id=config.replica_id,
+            peer_ids=[replica.id for replica in others],
+            config=config.raft,
+            log=log,
+            machine=machine,
+            transport=transport,
+            clock=self._clock,
+            random=self._random,
+            on_fatal=self._on_fatal,
+        )
+
+    def _connect(
+        self, context: BrokerContext, raft: RaftNode, log: CommitLog, store: StateStore
+    ) -> _Parts:
+        config = self.config
+        client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
+        catalog = Catalog(config, store, raft, context.gate)
+        commits = OffsetCommits(raft, context.gate, gather_ms=config.timing.offset_gather_ms)
+        reader = MessageReader(store, log)
+        dispatcher = Dispatcher(
+            is_serving=lambda: raft.is_serving, tasks=self._tasks, on_fatal=self._on_fatal
+        )
+        forwarder = self._make_forwarder(context, raft, client, dispatcher)
+        store_host = _pack_store_host(context.host, context.port)
+        intake = MessageIntake(
+            cluster_name=config.cluster_name,
+            store_host=store_host,
+            new_unique_key=UniqueKeyGenerator(),
+        )
+        offsets = OffsetProcessor(context, catalog, commits, reader)
+        processors = routes.Processors(
+            send=SendProcessor(
+                context, catalog, intake, store_host=store_host, redirect=dispatcher.redirect
+            ),
+            pull=PullProcessor(context, catalog, offsets.commit_from_pull),
+            offsets=offsets,
+            clients=ClientProcessor(context, catalog),
+            topics=TopicProcessor(context, reader),
+            groups=GroupProcessor(context, reader),
+            queries=QueryProcessor(context, reader),
+            info=InfoProcessor(context),
+        )
+        dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
+        registrar = Registrar(context, catalog, client, config.nameservers)
+        for listener in (forwarder, registrar, self):
+            raft.add_listener(listener)
+        self._dispatcher = dispatcher
+        return _Parts(
+            context=context,
+            raft=raft,
+            log=log,
+            store=store,
+            client=client,
+            catalog=catalog,
+            commits=commits,
+            pulls=processors.pull,
+            clients=processors.clients,
+            registrar=registrar,
+        )
+
+    def _make_forwarder(
+        self,
+        context: BrokerContext,
+        raft: RaftNode,
+        client: RemotingClient,
+        dispatcher: Dispatcher,
+    ) -> Forwarder:
+        limits, timing = self.config.limits, self.config.timing
+        return Forwarder(
+            raft,
+            client,
+            self._tasks,
+            replica_id=self.config.replica_id,
+            address_of=self.config.address_of,
+            handle_here=dispatcher.handle,
+            counters=context.counters,
+            limits=ForwarderLimits(
+                wait_s=timing.forward_wait_s,
+                timeout_s=timing.forward_timeout_s,
+                count_max=limits.forwards_max,
+                bytes_max=limits.forward_bytes_max,
+            ),
+        )
+
+    async def _start_raft(self, parts: _Parts) -> None:
+        try:
+            await parts.raft.start()
+        except OSError as error:
+            address = self.config.replica.raft_address
+            raise ConfigError("raft_address", address, f"cannot listen: {error}") from error
+
+    def _on_applied(self, effects: AppliedEffects) -> None:
+        """Takes note of what an apply has changed. Called by the state machine, on the loop."""
+        parts = self._parts
+        if parts is None:
+            return
+        if effects.queues:
+            parts.pulls.queues_grew(effects.queues)
+        if effects.topics:
+            parts.registrar.topics_changed()
+            parts.pulls.topics_changed()
+
+    def _on_client_connection_lost(self, connection: ClientConnection) -> None:
+        if self._parts is not None:
+            self._parts.registrar.connection_lost(connection.address)
+
+    async def _watch_disk(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.timing.disk_check_s)
+            parts = self._parts
+            if parts is None:
+                continue
+            try:
+                free_bytes = self._fs.free_bytes(self.config.data_directory)
+            except OSError as error:
+                raise DiskFailureError(f"{self.config.data_directory}: {error}") from error
+            parts.context.gate.observe_disk(free_bytes)
+
+    async def _expire_clients(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_SWEEP_S)
+            if self._parts is not None:
+                self._parts.clients.expire()
+
+
+class StoreStartingError(StoreError):
+    """The replica is not ready yet. Nothing was done."""
+
+    definite = True
+    retryable = True
+
+
+def _pack_store_host(host: str, port: int) -> bytes:
+    """Returns the address in message ids: IPv4, since several clients read nothing else.
+
+    Raises:
+        ConfigError: The host has no IPv4 address.
+    """
+    try:
+        ip = socket.gethostbyname(host)
+    except OSError as error:
+        raise ConfigError("advertised_host", host, f"has no IPv4 address: {error}") from error
+    return pack_host(ip, port)
