@@ -110,13 +110,13 @@ class GroupCommit:
         self._mark_synced_at = clock.monotonic()
         self._on_durable: list[Callable[[int], None]] = []
         self._on_failure: list[Callable[[StoreError], None]] = []
-        self._written_index = 0  # flush "async": to be announced soon
+        self._announced_index = 0
         self._is_announcing = False
         worker.start(self)
 
     def begin(self, index: int, offset: int) -> None:
         """Takes note of what an opened log holds, all of it synced."""
-        self.durable_index = self.synced_index = index
+        self.durable_index = self.synced_index = self._announced_index = index
         self.synced_offset = offset
 
     # --- loop -----------------------------------------------------------------------------------
@@ -151,7 +151,8 @@ class GroupCommit:
             return
         self._worker.wake(self._async_delay_s)
         if index > self.durable_index:
-            self._announce_soon(index)
+            self.durable_index = index
+            self._announce_soon()
 
     def settle(self, index: int, offset: int, file: int | None) -> None:
         """Syncs everything up to this index, here and now.
@@ -170,20 +171,19 @@ class GroupCommit:
             self.fail(_as_failure(error))
         if self.failure is not None:
             raise self.failure
-        if batch is not None:
-            self.work_done(batch, None)
-        if index > self.synced_index:
-            self.synced_index, self.synced_offset = index, offset
-            self._announce(index)
+        if isinstance(batch, SyncBatch):
+            for seal in batch.seals:
+                seal.finish()
+        self._note_synced(index, offset)
+        self._announce_soon()
 
     def restart(self, index: int, offset: int) -> None:
         """Takes note that the log now ends here, and is synced to here, after a truncation."""
         self._epoch += 1
         self.synced_index, self.synced_offset = index, offset
-        self.durable_index = min(self.durable_index, index)
-        self._written_index = min(self._written_index, index)
-        if self.durable_index < index:
-            self._announce_soon(index)
+        self.durable_index = index
+        self._announced_index = min(self._announced_index, index)
+        self._announce_soon()
 
     def fail(self, error: StoreError) -> None:
         """Marks the log as failed for good and tells all subscribers, once."""
@@ -213,10 +213,9 @@ class GroupCommit:
             return
         for seal in work.seals:
             seal.finish()
-        if work.epoch != self._epoch or work.index <= self.synced_index:
-            return
-        self.synced_index, self.synced_offset = work.index, work.offset
-        self._announce(work.index)
+        if work.epoch == self._epoch:
+            self._note_synced(work.index, work.offset)
+            self._announce()
 
     def _gather(self, index: int, offset: int, file: int | None) -> None:
         with self._lock:
@@ -225,22 +224,24 @@ class GroupCommit:
             batch.epoch = self._epoch
             self._is_requested = True
 
-    def _announce_soon(self, index: int) -> None:
+    def _note_synced(self, index: int, offset: int) -> None:
+        if index > self.synced_index:
+            self.synced_index, self.synced_offset = index, offset
+        self.durable_index = max(self.durable_index, index)
+
+    def _announce_soon(self) -> None:
         # Never from within `request_sync` or `truncate_from`: their callers are in the middle of
         # something, and all that is written in one turn of the loop is announced at once.
-        self._written_index = index
-        if not self._is_announcing:
+        if not self._is_announcing and self.durable_index > self._announced_index:
             self._is_announcing = True
-            self._worker.post(self._announce_written)
+            self._worker.post(self._announce)
 
-    def _announce_written(self) -> None:
+    def _announce(self) -> None:
         self._is_announcing = False
-        self._announce(self._written_index)
-
-    def _announce(self, index: int) -> None:
-        if index <= self.durable_index or self.failure is not None:
+        index = self.durable_index
+        if index <= self._announced_index or self.failure is not None:
             return
-        self.durable_index = index
+        self._announced_index = index
         for callback in self._on_durable:
             callback(index)
 

@@ -124,8 +124,8 @@ def examine(
         return found
     trusted = 0
     while trusted < len(segments) - 1 and not everything and mark_offset is not None:
-        if segments[trusted + 1].base > mark_offset:
-            break
+        if segments[trusted + 1].base >= mark_offset:
+            break  # the mark passes the end of a segment only after that was sealed
         trusted += 1
     for place in range(trusted):
         _trust(fs, segments[place], segments[place + 1].base)
