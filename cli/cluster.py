@@ -140,12 +140,24 @@ class LocalCluster:
         """Returns where a process's log lies."""
         return self._plan(name).log_path
 
-    def failure(self, name: str) -> str | None:
-        """Returns how a process of ours ended and its last log lines; `None` while it runs."""
-        process = self._plan(name)
-        if self._supervisor.running_pid(process) is not None:
-            return None
-        return self._describe_end(process)
+    def failures(self) -> dict[str, str]:
+        """Returns the processes that do not run, with how they ended and their last log lines."""
+        return {
+            process.name: self._describe_end(process)
+            for process in self.plans()
+            if self._supervisor.running_pid(process) is None
+        }
+
+    def wait_settled(self, timeout_s: float) -> ClusterStatus:
+        """Waits until every replica answers or has ended, or the time is over."""
+        deadline = self._clock.monotonic() + timeout_s
+        while True:
+            status = self.status(_PROBE_TIMEOUT_S)
+            replicas = [replica for group in status.groups for replica in group.replicas]
+            settled = all(replica.answers or replica.pid is None for replica in replicas)
+            if settled or self._clock.monotonic() >= deadline:
+                return status
+            time.sleep(_POLL_S)
 
     def plans(self) -> list[ProcessPlan]:
         """Returns how each process is started, nameservers first."""
@@ -204,8 +216,10 @@ class LocalCluster:
     ) -> ClusterStatus:
         """Waits until every group has a serving leader that every nameserver knows.
 
+        A replica that ends is put up with as long as its group keeps a majority; see `failures`.
+
         Raises:
-            StartError: A process ended meanwhile, or the time is over. Its log is quoted.
+            StartError: Too many processes ended, or the time is over. A log is quoted.
         """
         deadline = self._clock.monotonic() + timeout_s
         while True:
@@ -290,9 +304,15 @@ class LocalCluster:
         return True
 
     def _check_children(self) -> None:
-        for process in self.plans():
-            if self._supervisor.running_pid(process) is None:
-                raise StartError(self._describe_end(process))
+        """Gives up at once when too many processes have ended for the cluster to serve."""
+        failures = self.failures()
+        for place in self.layout.nameservers:
+            if place.id in failures:
+                raise StartError(failures[place.id])
+        for group in self.layout.groups:
+            gone = [replica.id for replica in group.replicas if replica.id in failures]
+            if 2 * len(gone) >= len(group.replicas):
+                raise StartError(failures[gone[0]])
 
     def _describe_end(self, process: ProcessPlan) -> str:
         pid = self._supervisor.last_pid(process)

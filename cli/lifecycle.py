@@ -22,6 +22,7 @@ from cli.status import ClusterStatus, ask_cluster, discover
 
 _WATCH_S = 1.0
 _CHECK_S = 0.25
+_SETTLE_S = 2.0  # how long `up` waits for followers once all groups serve
 
 Groups = Annotated[
     int | None, typer.Option("--groups", help="Broker groups, each with a leader; default 1.")
@@ -77,17 +78,24 @@ def up(
     with _stop_signals(detach) as stopping:
         started = cluster.start()
         try:
-            status = _wait(cluster, timeout)
+            _wait(cluster, timeout)
         except CommandError:
-            if started and not detach:
-                cluster.stop()
+            # What ran before stays; what we started is of no use.
+            for name in started:
+                cluster.stop_one(name)
             raise
+        status = cluster.wait_settled(_SETTLE_S)
         took_s = time.monotonic() - began
         if json_output:
             say_json({**status.to_json(), "started": started, "seconds": round(took_s, 3)})
         else:
             _say_ready(cluster, status, started, took_s)
+        failures = cluster.failures()
+        for failure in failures.values():
+            note(f"error: {failure}")
         if detach:
+            if failures:
+                raise typer.Exit(ExitCode.FAILED)
             return
         note("Ctrl-C stops the cluster.")
         _watch_processes(cluster, stopping)
@@ -206,18 +214,15 @@ def _stop_signals(detach: bool) -> Iterator[threading.Event]:
 
 def _watch_processes(cluster: LocalCluster, stopping: threading.Event) -> None:
     """Reports processes that end and those that another `up` brings back, until asked to stop."""
-    down_now: set[str] = set()
-    names = [process.name for process in cluster.plans()]
+    down_now = set(cluster.failures())
     while not stopping.wait(_CHECK_S):
-        for name in names:
-            failure = cluster.failure(name)
-            if failure is None and name in down_now:
-                down_now.discard(name)
-                note(f"{name} runs again")
-            elif failure is not None and name not in down_now:
-                down_now.add(name)
-                note(failure)
-                note(f"start it again with: dledger up --detach --data {cluster.directory}")
+        failures = cluster.failures()
+        for name in sorted(down_now - failures.keys()):
+            note(f"{name} runs again")
+        for name in sorted(failures.keys() - down_now):
+            note(failures[name])
+            note(f"start it again with: dledger up --detach --data {cluster.directory}")
+        down_now = set(failures)
 
 
 def _stop(cluster: LocalCluster, grace: float) -> bool:
