@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PORT = struct.Struct(">i")
 _OFFSET = struct.Struct(">q")
+_IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"
 _HEX = re.compile(r"[0-9A-Fa-f]+")
 
 
@@ -53,10 +54,13 @@ def pack_host(ip: str, port: int) -> bytes:
     """
     if not 0 <= port <= 0xFFFF:
         raise InvalidParameterError(f"port {port} lies outside [0, 65535]")
-    address = ip.partition("%")[0].removeprefix("::ffff:") if ":" in ip else ip
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        return socket.inet_pton(family, address) + _PORT.pack(port)
+        if ":" in ip:
+            address = socket.inet_pton(socket.AF_INET6, ip.partition("%")[0])
+            address = address.removeprefix(_IPV4_IN_IPV6)
+        else:
+            address = socket.inet_pton(socket.AF_INET, ip)
+        return address + _PORT.pack(port)
     except (OSError, ValueError) as exc:
         raise InvalidParameterError(f"{ip!r} is not a numeric IP address") from exc
 

@@ -117,7 +117,7 @@ class ReceivedMessage(msgspec.Struct, kw_only=True):
     def offset_message_id(self) -> str:
         """The id made of the store host and the physical offset; empty without a store host."""
         ip, _, port = self.store_host.rpartition(":")
-        if not port.isdigit():
+        if not port.isdigit() or int(port) > 0xFFFF:
             return ""
         return offset_message_id(pack_host(ip.strip("[]"), int(port)), self.physical_offset)
 
