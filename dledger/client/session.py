@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -48,7 +48,7 @@ from dledger.remoting.bodies import (
     decode_topic_route,
 )
 from dledger.remoting.client import ClientConfig, ClientConnection, RemotingClient
-from dledger.remoting.commands import Command
+from dledger.remoting.commands import Command, Ext
 from dledger.remoting.errors import response_error
 from dledger.remoting.headers import GetRouteHeader, to_ext
 
@@ -174,7 +174,7 @@ class ClientSession:
         self._route_listeners.append(callback)
 
     async def ask_nameserver(
-        self, code: RequestCode, ext: Mapping[str, object] | None = None, body: bytes = b""
+        self, code: RequestCode, ext: Ext = None, body: bytes = b""
     ) -> Command:
         """Returns a nameserver's answer; goes to the next one if one cannot be reached.
 
@@ -196,9 +196,7 @@ class ClientSession:
             return response
         raise last or ConnectFailedError("no nameserver is known")
 
-    async def every_nameserver(
-        self, code: RequestCode, ext: Mapping[str, object] | None = None, body: bytes = b""
-    ) -> None:
+    async def every_nameserver(self, code: RequestCode, ext: Ext = None, body: bytes = b"") -> None:
         """Sends a request to all nameservers; they do not tell each other. Raises as one would."""
         for address in self._nameservers:
             response = await self.remoting.request(address, code, ext, body)
