@@ -122,6 +122,14 @@ def examine(
             path = str(directory / segment_name(0))
             raise CorruptRecordError(path, 0, Corruption.MISSING_SEGMENT)
         return found
+    if mark_offset is not None and segments[0].base > mark_offset:
+        if mark_offset:
+            path = str(directory / segment_name(mark_offset))
+            raise CorruptRecordError(path, mark_offset, Corruption.MISSING_SEGMENT)
+        # Nothing was ever synced, and the name of the first file was lost with the power.
+        found.cut_at, found.cut_reason = 0, ScanStop.BLANK
+        found.dropped, found.segments = segments, []
+        return found
     trusted = 0
     while trusted < len(segments) - 1 and not everything and mark_offset is not None:
         if segments[trusted + 1].base >= mark_offset:
