@@ -478,10 +478,10 @@ class Engine(SyncObj):  # type: ignore[misc]
             return log.last_index + 1
         floor = max(self._SyncObj__raftCommitIndex + 1, previous - CONFLICT_SCAN_MAX)
         conflicting = log.term_at(previous)
-        index = previous
+        index: int = previous
         while index > floor and log.term_at(index - 1) == conflicting:
             index -= 1
-        return int(max(index, 2))
+        return max(index, 2)
 
     def _clamped_commit(self, message: dict[str, Any]) -> int:
         """Returns how much of the leader's commit index this log is known to hold (rule c)."""
