@@ -485,7 +485,7 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _clamped_commit(self, message: dict[str, Any]) -> int:
         """Returns how much of the leader's commit index this log is known to hold (rule c)."""
-        return min(message["commit_index"], self._verified)
+        return int(min(message["commit_index"], self._verified))
 
     def _advance_commit(self, index: int) -> None:
         self._SyncObj__leaderCommitIndex = index

