@@ -182,7 +182,9 @@ class RaftNode:
     @property
     def is_serving(self) -> bool:
         """Whether this replica leads and has applied everything committed before its term."""
-        return self._serving_term is not None
+        # A message may have deposed this leader a moment before the listeners hear of it.
+        engine, term = self._engine, self._serving_term
+        return term is not None and engine.raft_state() == LEADER and engine.raft_term() == term
 
     @property
     def commit_index(self) -> int:
@@ -222,7 +224,8 @@ class RaftNode:
 
         Durability: on success the entry is durable on a majority and applied here.
         """
-        if self._serving_term is None or self._stopped:
+        term = self._serving_term
+        if term is None or self._stopped or not self.is_serving:
             raise NotLeaderError(self.leader_id, self.term)
         size = command.size_bytes if hasattr(command, "size_bytes") else len(command)
         if size > self._config.entry_bytes_max:
@@ -240,7 +243,7 @@ class RaftNode:
             self._fatal(error)
             raise
         deadline = self._clock.monotonic() + self._config.proposal_timeout_ms / 1000
-        self._pending.append(_Proposal(index, self._serving_term, size, deadline, callback))
+        self._pending.append(_Proposal(index, term, size, deadline, callback))
         self._pending_bytes += size
 
     async def submit(self, command: Buffer | StampedCommand) -> object:
