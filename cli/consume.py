@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,16 +14,21 @@ import typer
 
 from cli.console import note
 from cli.errors import UsageError
+from cli.messages import json_line
 from cli.options import JsonOption, NameserverOption, nameservers
-from dledger.model import ConsumeFrom
+from dledger.errors import DLedgerError, NotFoundError, OffsetOutOfRangeError
+from dledger.model import ConsumeFrom, MessageQueue
 
 if TYPE_CHECKING:
+    from dledger.client.pull_consumer import AsyncPullConsumer
     from dledger.message import ReceivedMessage
 
 # Longer than any run: we commit ourselves, always after what is committed has been written out.
 _NEVER_S = 1e8
 _COMMIT_S = 1.0
+_LAST_COMMIT_S = 30.0
 _POLL_S = 0.1
+_PULL_COUNT = 1000
 _OUT_BYTES = 64 * 1024
 
 
@@ -66,7 +70,7 @@ class Output:
         """Takes a message."""
         self.count += 1
         self.body_bytes += len(message.body)
-        self.buffer += _json_line(message) if self.as_json else message.body
+        self.buffer += json_line(message) if self.as_json else message.body
         self.buffer += b"\n"
         if len(self.buffer) >= _OUT_BYTES:
             self.flush()
@@ -166,28 +170,81 @@ async def _consume_share(job: ConsumeJob, output: Output, stopping: asyncio.Even
                 break
             if now - committed >= _COMMIT_S:
                 output.flush()
-                await consumer.commit()
+                await _commit(consumer.commit, 0.0)
                 committed = now
         output.flush()
-        await consumer.commit()
+        await _commit(consumer.commit, _LAST_COMMIT_S)
 
 
-def _json_line(message: ReceivedMessage) -> bytes:
-    content: dict[str, object] = {
-        "message_id": message.message_id,
-        "topic": message.topic,
-        "broker_name": message.broker_name,
-        "queue_id": message.queue_id,
-        "queue_offset": message.queue_offset,
-        "tags": message.tags,
-        "keys": message.keys,
-        "properties": message.properties,
-        "born_timestamp_ms": message.born_timestamp_ms,
-        "store_timestamp_ms": message.store_timestamp_ms,
-        "reconsume_times": message.reconsume_times,
-    }
+async def _consume_queue(job: ConsumeJob, output: Output, stopping: asyncio.Event) -> None:
+    """One queue id, by explicit pulls: of each broker group that has it."""
+    from dledger.client.pull_consumer import AsyncPullConsumer
+
+    consumer = AsyncPullConsumer(job.group, nameserver=job.nameserver, consume_from=job.start)
+    async with consumer:
+        known = await consumer.queues(job.topic)
+        queues = [queue for queue in known if queue.queue_id == job.queue]
+        if not queues:
+            ids = sorted({queue.queue_id for queue in known})
+            raise NotFoundError(f"{job.topic} has no queue {job.queue}; its queues: {ids}")
+        last = committed = time.monotonic()
+        while not stopping.is_set() and (job.count is None or output.count < job.count):
+            found = False
+            for queue in queues:
+                left = _PULL_COUNT if job.count is None else job.count - output.count
+                if left > 0:
+                    found = (
+                        await _pull(consumer, queue, min(left, _PULL_COUNT), job, output) or found
+                    )
+            now = time.monotonic()
+            if found:
+                last = now
+            elif job.timeout_s is not None and now - last >= job.timeout_s:
+                break
+            if now - committed >= _COMMIT_S:
+                output.flush()
+                await _commit(consumer.commit, 0.0)
+                committed = now
+        output.flush()
+        await _commit(consumer.commit, _LAST_COMMIT_S)
+
+
+async def _pull(
+    consumer: AsyncPullConsumer,
+    queue: MessageQueue,
+    count_max: int,
+    job: ConsumeJob,
+    output: Output,
+) -> bool:
+    """Writes out the next messages of a queue; returns whether there were any."""
     try:
-        content["body"] = message.body.decode()
-    except UnicodeDecodeError:
-        content["body_base64"] = base64.b64encode(message.body).decode()
-    return json.dumps(content, ensure_ascii=False).encode()
+        messages = await consumer.pull(
+            queue, count_max=count_max, timeout_s=_POLL_S, expression=job.expression
+        )
+    except OffsetOutOfRangeError as error:
+        note(f"{queue.broker_name} queue {queue.queue_id}: {error}; goes on at its beginning")
+        consumer.seek(queue, error.offset_min)
+        return True
+    for message in messages:
+        output.write(message)
+    return bool(messages)
+
+
+async def _commit(commit: Callable[[], Awaitable[object]], patience_s: float) -> None:
+    """Commits; an election may make it fail for a while, which only the last commit waits for.
+
+    Raises:
+        DLedgerError: The last commit did not succeed in time: what was printed may come again.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            await commit()
+        except DLedgerError as error:
+            if patience_s == 0.0 and error.retryable:
+                return
+            if not error.retryable or time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from cli import lifecycle
+from cli import consumer, lifecycle, message, topic
 from cli.console import say
+from cli.consume import consume
 from cli.errors import CommandError, ExitCode
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
@@ -35,6 +36,10 @@ app.command()(lifecycle.up)
 app.command()(lifecycle.down)
 app.command()(lifecycle.status)
 app.command()(produce)
+app.command()(consume)
+app.add_typer(topic.app, name="topic")
+app.add_typer(consumer.app, name="consumer")
+app.add_typer(message.app, name="message")
 app.add_typer(nameserver_app, name="nameserver")
 app.add_typer(broker_app, name="broker")
 

@@ -1,0 +1,199 @@
+"""`dledger topic create|list|show|delete`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.asking import ask
+from cli.console import say, say_json, say_table
+from cli.errors import UsageError
+from cli.options import JsonOption, NameserverOption
+from dledger.codes import AUTO_CREATE_TOPIC, DEAD_LETTER_PREFIX, RETRY_PREFIX
+
+if TYPE_CHECKING:
+    from dledger.client.admin import AsyncAdmin
+    from dledger.client.results import QueueBounds, TopicDescription
+    from dledger.model import TopicConfig
+
+PERMISSIONS = {"rw": 6, "r": 4, "w": 2}
+SYSTEM_NAMES = frozenset(
+    {
+        AUTO_CREATE_TOPIC,
+        "BenchmarkTest",
+        "OFFSET_MOVED_EVENT",
+        "SELF_TEST_TOPIC",
+        "SCHEDULE_TOPIC_XXXX",
+    }
+)
+SYSTEM_PREFIXES = (RETRY_PREFIX, DEAD_LETTER_PREFIX, "RMQ_SYS_", "rmq_sys_")
+
+app = typer.Typer(help="Topics.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TOPIC")]
+
+
+@app.command("create")
+def create(
+    name: Name,
+    queues: Annotated[
+        int, typer.Option("--queues", min=1, max=1024, help="Queues in each broker group.")
+    ] = 4,
+    permission: Annotated[str, typer.Option("--permission", help="rw, r or w.")] = "rw",
+    groups: Annotated[
+        list[str] | None,
+        typer.Option("--broker", help="Only in this broker group; may be given several times."),
+    ] = None,
+    nameserver: NameserverOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Create a topic, or change the one of that name."""
+    if permission not in PERMISSIONS:
+        raise UsageError(f"--permission must be rw, r or w, not {permission}")
+
+    async def question(admin: AsyncAdmin) -> dict[str, TopicConfig]:
+        await admin.create_topic(
+            name, queue_count=queues, permission=PERMISSIONS[permission], broker_names=groups
+        )
+        return await admin.topic(name)
+
+    found = ask(nameserver, question)
+    if json_output:
+        say_json({"topic": name, "groups": {group: _settings(c) for group, c in found.items()}})
+    else:
+        say(f"{name}: {queues} queues in {', '.join(found)}")
+
+
+@app.command("list")
+def list_(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that the brokers made for themselves.")
+    ] = False,
+    nameserver: NameserverOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """List topics."""
+
+    async def question(admin: AsyncAdmin) -> tuple[list[TopicDescription], set[str]]:
+        info = await admin.cluster()
+        return await admin.describe_topics(), {*info.clusters, *info.brokers}
+
+    described, own = ask(nameserver, question)
+    shown = [t for t in described if everything or not _is_system(t.name, own)]
+    if json_output:
+        say_json(
+            [
+                {
+                    "topic": topic.name,
+                    "broker_name": topic.broker_name,
+                    "read_queues": topic.read_queue_count,
+                    "write_queues": topic.write_queue_count,
+                    "permission": _permission(topic.permission),
+                }
+                for topic in shown
+            ]
+        )
+        return
+    say_table(
+        ["topic", "broker group", "read queues", "write queues", "permission"],
+        [
+            [
+                topic.name,
+                topic.broker_name,
+                topic.read_queue_count,
+                topic.write_queue_count,
+                _permission(topic.permission),
+            ]
+            for topic in shown
+        ],
+    )
+
+
+@app.command("show")
+def show(name: Name, nameserver: NameserverOption = None, json_output: JsonOption = False) -> None:
+    """Show a topic's settings and what each queue holds."""
+
+    async def question(
+        admin: AsyncAdmin,
+    ) -> tuple[dict[str, TopicConfig], list[QueueBounds], list[str]]:
+        settings = await admin.topic(name)
+        return settings, await admin.bounds(name), await admin.topic_consumers(name)
+
+    settings, bounds, consumers = ask(nameserver, question)
+    if json_output:
+        say_json(
+            {
+                "topic": name,
+                "groups": {group: _settings(config) for group, config in settings.items()},
+                "queues": [
+                    {
+                        "broker_name": entry.queue.broker_name,
+                        "queue_id": entry.queue.queue_id,
+                        "offset_min": entry.offset_min,
+                        "offset_max": entry.offset_max,
+                    }
+                    for entry in bounds
+                ],
+                "consumer_groups": consumers,
+            }
+        )
+        return
+    for group, config in settings.items():
+        say(
+            f"{name} in {group}: {config.read_queue_count} read queues, "
+            f"{config.write_queue_count} write queues, {_permission(config.permission)}"
+        )
+    say_table(
+        ["broker group", "queue", "first offset", "next offset", "messages"],
+        [
+            [
+                entry.queue.broker_name,
+                entry.queue.queue_id,
+                entry.offset_min,
+                entry.offset_max,
+                entry.offset_max - entry.offset_min,
+            ]
+            for entry in bounds
+        ],
+    )
+    say(f"consumer groups: {', '.join(consumers) or 'none'}")
+
+
+@app.command("delete")
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    nameserver: NameserverOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Delete a topic with all its messages."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete {name} with all its messages?", abort=True)
+
+    async def question(admin: AsyncAdmin) -> None:
+        await admin.topic(name)
+        await admin.delete_topic(name)
+
+    ask(nameserver, question)
+    if json_output:
+        say_json({"topic": name, "deleted": True})
+    else:
+        say(f"{name} deleted")
+
+
+def _is_system(name: str, own: set[str]) -> bool:
+    return name in SYSTEM_NAMES or name in own or name.startswith(SYSTEM_PREFIXES)
+
+
+def _settings(config: TopicConfig) -> dict[str, object]:
+    return {
+        "read_queues": config.read_queue_count,
+        "write_queues": config.write_queue_count,
+        "permission": _permission(config.permission),
+    }
+
+
+def _permission(bits: int) -> str:
+    return ("r" if bits & 4 else "") + ("w" if bits & 2 else "") or "none"
