@@ -187,6 +187,11 @@ def test_entries_out_of_sequence_are_broken_invariants(
         replica.machine.apply([LogEntry(index, term, NO_OP, b"")])
 
 
+def test_the_first_entry_of_a_log_may_be_kept_by_raft(replica: Replica) -> None:
+    replica.machine.apply([LogEntry(2, 1, encode_put_topic(A), b"")])
+    assert (replica.machine.applied_index, list(replica.store.topics)) == (2, ["a"])
+
+
 def test_a_full_disk_applies_nothing_and_the_call_can_be_made_again(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
