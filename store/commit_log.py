@@ -25,7 +25,7 @@ from dledger.errors import (
 )
 from store import recovery
 from store.config import StoreConfig
-from store.files import NO_SPACE_ERRNOS, FileLock, FileSystem, OsFileSystem
+from store.files import NO_SPACE_ERRNOS, SHORTAGE_ERRNOS, FileLock, FileSystem, OsFileSystem
 from store.group_commit import GroupCommit, Seal
 from store.mark_file import DurableMark
 from store.reader import LogReader
@@ -145,6 +145,9 @@ class CommitLog:
                 mark = DurableMark.open(fs, directory)
                 stack.callback(mark.close)
                 vote = load_vote(fs, directory)
+                # The last process may have died between the rename of a vote and its syncing:
+                # what is acted upon from here must not be gone after a loss of power.
+                fs.sync_directory(directory)
                 found = recovery.open_log(fs, directory, config, mark)
                 if mark.offset is None:
                     mark.lower_to(0)
@@ -491,6 +494,9 @@ class CommitLog:
             return
         try:
             save_vote(self._fs, self._directory, vote)
+        except DiskFailureError as error:
+            self._group.fail(error)
+            raise
         except OSError as error:
             raise self._space_error(error, PAGE_BYTES) from error
         self._vote = vote
@@ -598,8 +604,8 @@ class CommitLog:
             raise self._group.failure
 
     def _space_error(self, error: OSError, size_bytes: int) -> StoreError:
-        if error.errno in NO_SPACE_ERRNOS:
-            return DiskFullError(f"no space for {size_bytes} bytes in {self._directory}: {error}")
+        if error.errno in NO_SPACE_ERRNOS or error.errno in SHORTAGE_ERRNOS:
+            return DiskFullError(f"no room for {size_bytes} bytes in {self._directory}: {error}")
         return self._fail("creation of a file", error)
 
     def _fail(self, what: str, error: OSError) -> StoreError:

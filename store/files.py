@@ -18,6 +18,8 @@ from typing import Protocol
 from dledger.errors import DataDirectoryLockedError
 
 NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# Other things of which there may be too few for the moment, disk intact.
+SHORTAGE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _IOV_MAX = 1024
 _FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750

@@ -85,7 +85,6 @@ def open_log(
         _seal(fs, segment)
     if found.segments:
         reopen(fs, found.segments[-1], config)
-        fs.sync_directory(directory)
         mark.raise_to(found.segments[-1].end)
         mark.sync()
     return found

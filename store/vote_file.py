@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from dledger.errors import Corruption, CorruptRecordError, invariant
+from dledger.errors import Corruption, CorruptRecordError, DiskFailureError, invariant
 from store.files import FileSystem
 
 FILE_NAME = "vote"
@@ -93,7 +93,8 @@ def save_vote(fs: FileSystem, directory: Path, vote: Vote) -> None:
     """Replaces the stored vote.
 
     Raises:
-        OSError: From `create` or `write` the old vote still stands; after that nothing is known.
+        OSError: The old vote still stands.
+        DiskFailureError: It is not known which of the two would survive a loss of power.
 
     Durability: synced on return.
     """
@@ -108,4 +109,7 @@ def save_vote(fs: FileSystem, directory: Path, vote: Vote) -> None:
     finally:
         fs.close(file)
     fs.rename(temporary, directory / FILE_NAME)
-    fs.sync_directory(directory)
+    try:
+        fs.sync_directory(directory)
+    except OSError as error:
+        raise DiskFailureError(f"the new vote could not be made durable: {error}") from error
