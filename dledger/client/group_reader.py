@@ -109,8 +109,12 @@ class GroupReader:
         self._spawn(self._rebalance_forever(), "rebalance")
         self._spawn(self._commit_forever(), "commit")
 
+    def request_stop(self) -> None:
+        """Hands out no more messages from now on. Any thread; wakes nobody, as `stop` does."""
+        self._stopping = True
+
     def stop(self) -> None:
-        """Ends delivery: whoever waits for a message is told that there is none."""
+        """Ends delivery: whoever waits for a message is told that there is none. Loop only."""
         self._stopping = True
         self._something_ready.set()
 

@@ -189,6 +189,7 @@ class PushConsumer:
 
     def stop(self) -> None:
         """Ends iteration and `run` after the message in hand. Any thread, or a handler."""
+        self._reader.request_stop()
         if self._loop.is_running:
             self._loop.call_soon(self._inner.stop)
 
