@@ -29,16 +29,17 @@ from __future__ import annotations
 import logging
 import random as random_module
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from pysyncobj import SyncObj
 from pysyncobj.node import Node
 
 from dledger.clock import Clock
-from dledger.errors import DiskFullError, InvariantError, RemoteProtocolError, invariant
+from dledger.errors import DiskFullError, InvariantError, invariant
 from dledger.raft.config import RaftConfig
+from dledger.raft.matching import check_sequence, entries_not_held, first_doubtful
 from dledger.raft.progress import Progress
-from dledger.raft.protocols import LogStorage
+from dledger.raft.protocols import EngineHost, LogStorage
 from dledger.raft.upstream import (
     FOLLOWER,
     LEADER,
@@ -54,32 +55,6 @@ from dledger.raft.upstream import (
 logger = logging.getLogger(__name__)
 
 NO_OP_BYTES = 64  # room that a no-op record needs at most
-# How far one reply looks back for the first entry of a conflicting term.
-CONFLICT_SCAN_MAX = 4096
-
-
-class EngineHost(Protocol):
-    """The node around the engine."""
-
-    def buffered_bytes(self, peer_id: str) -> int:
-        """Bytes to the peer that the network has not taken."""
-        ...
-
-    def send(self, peer_id: str, message: dict[str, Any]) -> bool:
-        """Sends a message."""
-        ...
-
-    def apply(self, entries: Sequence[Any]) -> bool:
-        """Applies committed entries and answers their proposals; False: not now, try again."""
-        ...
-
-    def state_changed(self) -> None:
-        """Role, term or leader may have changed."""
-        ...
-
-    def wake(self) -> None:
-        """Asks for another tick soon."""
-        ...
 
 
 class Engine(SyncObj):  # type: ignore[misc]
@@ -431,7 +406,7 @@ class Engine(SyncObj):  # type: ignore[misc]
             )
             return False
         entries = log.decode_records(memoryview(message["payload"])) if message["payload"] else ()
-        _check_sequence(entries, previous, message["term"])
+        check_sequence(entries, previous, message["term"])
         fresh = self._entries_to_write(entries)
         if fresh:
             try:
@@ -449,11 +424,7 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _entries_to_write(self, entries: Sequence[Any]) -> Sequence[Any]:
         """Returns the entries from the first that the log does not hold (rule b)."""
-        log = self._log
-        for position, entry in enumerate(entries):
-            if entry.index > log.last_index or log.term_at(entry.index) != entry.term:
-                return entries[position:]
-        return ()
+        return entries_not_held(self._log, entries)
 
     def _cut(self, index: int) -> None:
         """Removes a tail that conflicts with the leader's log."""
@@ -473,15 +444,7 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _mismatch_hint(self, previous: int) -> int:
         """Returns the index from which the leader should send (rule d)."""
-        log = self._log
-        if previous > log.last_index:
-            return log.last_index + 1
-        floor = max(self._SyncObj__raftCommitIndex + 1, previous - CONFLICT_SCAN_MAX)
-        conflicting = log.term_at(previous)
-        index: int = previous
-        while index > floor and log.term_at(index - 1) == conflicting:
-            index -= 1
-        return max(index, 2)
+        return first_doubtful(self._log, previous, self._SyncObj__raftCommitIndex)
 
     def _clamped_commit(self, message: dict[str, Any]) -> int:
         """Returns how much of the leader's commit index this log is known to hold (rule c)."""
@@ -690,14 +653,3 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__parseChangeClusterRequest(self, command: Any) -> None:
         """Membership changes never arrive as pickles."""
-
-
-def _check_sequence(entries: Sequence[Any], previous: int, term: int) -> None:
-    last_term = 0
-    for offset, entry in enumerate(entries, start=1):
-        if entry.index != previous + offset or not last_term <= entry.term <= term:
-            raise RemoteProtocolError(
-                f"append out of sequence: index {entry.index} term {entry.term} "
-                f"after index {previous + offset - 1} term {last_term}"
-            )
-        last_term = entry.term

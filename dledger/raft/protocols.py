@@ -218,3 +218,27 @@ class RaftTransport(Protocol):
     def buffered_bytes(self, peer_id: str) -> int:
         """Bytes given to `send` that the operating system has not taken yet."""
         ...
+
+
+class EngineHost(Protocol):
+    """The node around the engine."""
+
+    def buffered_bytes(self, peer_id: str) -> int:
+        """Bytes to the peer that the network has not taken."""
+        ...
+
+    def send(self, peer_id: str, message: dict[str, Any]) -> bool:
+        """Sends a message."""
+        ...
+
+    def apply(self, entries: Sequence[Any]) -> bool:
+        """Applies committed entries and answers their proposals; False: not now, try again."""
+        ...
+
+    def state_changed(self) -> None:
+        """Role, term or leader may have changed."""
+        ...
+
+    def wake(self) -> None:
+        """Asks for another tick soon."""
+        ...
