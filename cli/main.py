@@ -13,6 +13,7 @@ import typer
 from cli import consumer, lifecycle, message, topic
 from cli.console import say
 from cli.consume import consume
+from cli.demo import demo
 from cli.errors import CommandError, ExitCode
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
@@ -37,6 +38,7 @@ app.command()(lifecycle.down)
 app.command()(lifecycle.status)
 app.command()(produce)
 app.command()(consume)
+app.command()(demo)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(message.app, name="message")

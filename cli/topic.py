@@ -7,29 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broker.names import is_system_topic
 from cli.asking import ask
 from cli.console import say, say_json, say_table
 from cli.errors import UsageError
 from cli.options import JsonOption, NameserverOption
-from dledger.codes import AUTO_CREATE_TOPIC, DEAD_LETTER_PREFIX, RETRY_PREFIX
 
 if TYPE_CHECKING:
     from dledger.client.admin import AsyncAdmin
     from dledger.client.results import QueueBounds, TopicDescription
     from dledger.model import TopicConfig
+    from dledger.remoting.bodies import ClusterInfo
 
 PERMISSIONS = {"rw": 6, "r": 4, "w": 2}
-SYSTEM_NAMES = frozenset(
-    {
-        AUTO_CREATE_TOPIC,
-        "BenchmarkTest",
-        "OFFSET_MOVED_EVENT",
-        "SELF_TEST_TOPIC",
-        "SCHEDULE_TOPIC_XXXX",
-    }
-)
-SYSTEM_PREFIXES = (RETRY_PREFIX, DEAD_LETTER_PREFIX, "RMQ_SYS_", "rmq_sys_")
-
 app = typer.Typer(help="Topics.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="TOPIC")]
@@ -76,12 +66,21 @@ def list_(
 ) -> None:
     """List topics."""
 
-    async def question(admin: AsyncAdmin) -> tuple[list[TopicDescription], set[str]]:
-        info = await admin.cluster()
-        return await admin.describe_topics(), {*info.clusters, *info.brokers}
+    async def question(admin: AsyncAdmin) -> tuple[list[TopicDescription], ClusterInfo]:
+        return await admin.describe_topics(), await admin.cluster()
 
-    described, own = ask(nameserver, question)
-    shown = [t for t in described if everything or not _is_system(t.name, own)]
+    described, info = ask(nameserver, question)
+    clusters = {name: data.cluster for name, data in info.brokers.items()}
+    shown = [
+        topic
+        for topic in described
+        if everything
+        or not is_system_topic(
+            topic.name,
+            cluster_name=clusters.get(topic.broker_name, ""),
+            broker_name=topic.broker_name,
+        )
+    ]
     if json_output:
         say_json(
             [
@@ -181,10 +180,6 @@ def delete(
         say_json({"topic": name, "deleted": True})
     else:
         say(f"{name} deleted")
-
-
-def _is_system(name: str, own: set[str]) -> bool:
-    return name in SYSTEM_NAMES or name in own or name.startswith(SYSTEM_PREFIXES)
 
 
 def _settings(config: TopicConfig) -> dict[str, object]:
