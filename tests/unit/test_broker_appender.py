@@ -227,6 +227,21 @@ def test_a_new_term_starts_from_the_store() -> None:
     scripted(script)
 
 
+def test_a_new_term_starts_from_the_store_even_if_the_old_one_never_ended() -> None:
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        bench.append("a", 5)
+        await turn()
+        bench.append("late")
+        bench.raft.serve(2)
+        assert isinstance(bench.answers["late"][2], NotLeaderError)
+        bench.append("b")
+        await turn()
+        assert bench.runs(1) == [(1, 0, 0, 1)]
+
+    scripted(script)
+
+
 def test_what_was_not_proposed_when_serving_ends_is_certainly_not_stored() -> None:
     async def script(bench: Bench) -> None:
         with pytest.raises(NotLeaderError):

@@ -142,10 +142,16 @@ def test_messages_of_a_deleted_topic_are_skipped(replica: Replica) -> None:
     assert store.queue_bounds(2, 0) == (0, 1)
     assert store.queue_bounds(3, 0) == (0, 1)
     assert replica.effects[0].queues == {(2, 0): 1, (3, 0): 1}
-    environment = store._environment
+
+
+def test_index_records_of_a_topic_that_is_gone_are_not_stored(replica: Replica) -> None:
+    """Nothing would ever remove them: what the topic had left behind is removed already."""
+    replica.apply(encode_put_topic(A), encode_put_topic(B), encode_delete_topic("a"))
+    replica.apply(messages((1, 0, 0, 5), (2, 0, 0, 1), key=b"k"))
+    environment = replica.store._environment
     with environment.read() as transaction:
         entries = transaction.stat(environment.databases["key_index"])["entries"]
-    assert entries == 1, "index records of the deleted topic would never be removed"
+    assert entries == 1
 
 
 @pytest.mark.parametrize(
