@@ -190,7 +190,8 @@ class GroupCommit:
         if self.failure is not None:
             return
         self.failure = error
-        logger.critical("log failed error=%s", error)
+        # Not critical: the one line before the process stops is written by who stops it.
+        logger.error("log failed error=%s", error)
         for callback in self._on_failure:
             callback(error)
 

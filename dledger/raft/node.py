@@ -126,9 +126,9 @@ class RaftNode:
 
     async def stop(self) -> None:
         """Stops taking part. Proposals under way end as indefinite."""
-        if self._stopped:
-            return
-        self._halt(LeadershipLostError("the replica was stopped; the outcome is unknown"))
+        if not self._stopped:
+            self._halt(LeadershipLostError("the replica was stopped; the outcome is unknown"))
+        # Also after a failure, which ends taking part but leaves the connections to this call.
         await self._transport.stop()
 
     def crash(self) -> None:
