@@ -148,9 +148,9 @@ def test_queue_offsets_by_end_and_by_time(tmp_path):
             assert await ask(earliest, "timestamp") == -1
             for number in range(5):
                 await client.send("t", b"%d" % number)
+                before = broker._clock.wall_ms()
                 await eventually(
-                    lambda before=broker._clock.wall_ms(): broker._clock.wall_ms() > before,
-                    "the clock moves",
+                    lambda before=before: broker._clock.wall_ms() > before, "the clock moves"
                 )
             pulled = list(iter_stored((await client.pull("t")).body))
             times = [message.store_timestamp_ms for message in pulled]

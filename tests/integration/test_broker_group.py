@@ -26,7 +26,6 @@ async def crash(brokers, broker):
     """Ends a replica the way a killed process ends, as far as one process can show it."""
     brokers.pop(broker.config.replica_id)
     broker.raft.crash()
-    await broker.raft._transport.stop()
     await broker.stop()
 
 
