@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dledger.clock import Clock, SystemClock
@@ -27,6 +26,7 @@ from store import recovery
 from store.config import StoreConfig
 from store.files import NO_SPACE_ERRNOS, SHORTAGE_ERRNOS, FileLock, FileSystem, OsFileSystem
 from store.group_commit import GroupCommit, Seal
+from store.log_statistics import CommitLogStatistics
 from store.mark_file import DurableMark
 from store.reader import LogReader
 from store.record import (
@@ -42,30 +42,11 @@ from store.space import PAGE_BYTES, TINY_RECORD_BYTES, choose_capacity, margin_b
 from store.sync_worker import SyncWorker, ThreadSyncWorker
 from store.tail_cache import TailCache
 from store.verify import VerifyReport, open_error, verify_directory
-from store.vote_file import Vote, load_vote, save_vote
+from store.vote_file import Vote, load_vote, save_vote, settle_vote
 
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "LOCK"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommitLogStatistics:
-    """A snapshot of the log's numbers."""
-
-    first_index: int
-    last_index: int
-    durable_index: int
-    synced_index: int
-    offset_min: int
-    offset_max: int
-    segment_count: int
-    segments_mapped: int
-    tail_cache_count: int
-    tail_cache_bytes: int
-    sync_count: int
-    sync_seconds: float
-    is_failed: bool
 
 
 class CommitLog:
@@ -144,11 +125,9 @@ class CommitLog:
                 stack.callback(lock.release)
                 mark = DurableMark.open(fs, directory)
                 stack.callback(mark.close)
-                vote = load_vote(fs, directory)
-                # The last process may have died between the rename of a vote and its syncing:
-                # what is acted upon from here must not be gone after a loss of power.
-                fs.sync_directory(directory)
+                stored = load_vote(fs, directory)
                 found = recovery.open_log(fs, directory, config, mark)
+                vote = settle_vote(fs, directory, stored, found.last_term)
                 if mark.offset is None:
                     mark.lower_to(0)
             except OSError as error:
@@ -174,18 +153,14 @@ class CommitLog:
         )
         return log
 
-    def _adopt(self, found: recovery.Examination, vote: Vote | None) -> None:
+    def _adopt(self, found: recovery.Examination, vote: Vote) -> None:
         self._segments.extend(found.segments)
         if found.segments:
             self._active = found.segments[-1]
             self._offset_end = self._active.end
         self._last_index, self._last_term = found.last_index, found.last_term
         self._group.begin(found.last_index, self._offset_end)
-        if vote is None and found.last_index:
-            logger.warning("vote file missing, term taken from the log term=%d", found.last_term)
-        vote = vote or Vote(0, None)
-        # A record's term is a lower bound: the replica was in that term when it took the record.
-        self._vote = vote if vote.term >= self._last_term else Vote(self._last_term, None)
+        self._vote = vote
 
     # --- where the log begins and ends ----------------------------------------------------------
 

@@ -1,8 +1,13 @@
-"""Term and vote: the few bytes that keep a replica from voting twice in one term."""
+"""Term and vote: the few bytes that keep a replica from voting twice in one term.
+
+A new vote is written to a spare file that takes the old one's place. The spare is kept ready with
+its space allocated, so that a replica with a full disk can still vote and lead, and serve reads.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -11,18 +16,21 @@ from typing import NamedTuple
 from dledger.errors import Corruption, CorruptRecordError, DiskFailureError, invariant
 from store.files import FileSystem
 
+logger = logging.getLogger(__name__)
+
 FILE_NAME = "vote"
-_TEMPORARY_NAME = "vote.tmp"
+SPARE_NAME = "vote.spare"
+_FILE_BYTES = 2048
 _NAME_BYTES_MAX = 1024
 
-# The file, big endian. The checksum is the CRC-32 of everything behind it. A length of 0xFFFF
-# means that no vote was given in this term.
+# The file, 2048 bytes, big endian. The checksum is the CRC-32 of term, length and name. A length
+# of 0xFFFF means that no vote was given in this term. What lies behind the name means nothing.
 #
 #    0       4          8      16       18
-#    +-------+----------+------+--------+-----------
-#    | magic | checksum | term | name   | name, UTF-8
-#    |       |          |      | length |
-#    +-------+----------+------+--------+-----------
+#    +-------+----------+------+--------+-------------+----
+#    | magic | checksum | term | name   | name, UTF-8 | ...
+#    |       |          |      | length |             |
+#    +-------+----------+------+--------+-------------+----
 #      u32     u32        u64    u16
 _HEADER = struct.Struct(">IIQH")
 _CHECKED = struct.Struct(">QH")
@@ -54,12 +62,13 @@ def decode_vote(data: bytes) -> Vote | Corruption:
     if magic != _MAGIC:
         return Corruption.BAD_MAGIC
     name_bytes = 0 if length == _NO_VOTE else length
-    if name_bytes > _NAME_BYTES_MAX or len(data) != _HEADER.size + name_bytes:
+    end = _HEADER.size + name_bytes
+    if name_bytes > _NAME_BYTES_MAX or len(data) < end:
         return Corruption.BAD_LENGTH
-    if zlib.crc32(data[8:]) != checksum:
+    if zlib.crc32(data[8:end]) != checksum:
         return Corruption.BAD_CHECKSUM
     try:
-        name = data[_HEADER.size :].decode("utf-8")
+        name = data[_HEADER.size : end].decode("utf-8")
     except UnicodeDecodeError:
         return Corruption.BAD_CHECKSUM
     return Vote(term, None if length == _NO_VOTE else name)
@@ -72,21 +81,36 @@ def load_vote(fs: FileSystem, directory: Path) -> Vote | None:
         CorruptRecordError: The file is damaged. It is replaced in one step, so no crash explains
             that, and a replica that has forgotten its vote must not vote.
     """
-    names = fs.list_directory(directory)
-    if _TEMPORARY_NAME in names:
-        fs.remove(directory / _TEMPORARY_NAME)
-    if FILE_NAME not in names:
+    if FILE_NAME not in fs.list_directory(directory):
         return None
     path = directory / FILE_NAME
     file = fs.open(path)
     try:
-        data = fs.read(file, 0, _HEADER.size + _NAME_BYTES_MAX + 1)
+        data = fs.read(file, 0, _FILE_BYTES)
     finally:
         fs.close(file)
     found = decode_vote(data)
     if isinstance(found, Corruption):
         raise CorruptRecordError(str(path), 0, found)
     return found
+
+
+def settle_vote(fs: FileSystem, directory: Path, stored: Vote | None, last_term: int) -> Vote:
+    """Returns the vote to begin with and makes sure that it is durable.
+
+    A record's term is a lower bound: the replica was in that term when it took the record. If the
+    file is missing or older, somebody has tampered with it.
+    """
+    if stored is not None and stored.term >= last_term:
+        # The last process may have died between the rename and the sync of the directory. What is
+        # acted upon from here must not be gone after a loss of power.
+        fs.sync_directory(directory)
+        return stored
+    vote = Vote(last_term, None)
+    if last_term:
+        logger.warning("vote file missing or too old, term taken from the log term=%d", last_term)
+        save_vote(fs, directory, vote)
+    return vote
 
 
 def save_vote(fs: FileSystem, directory: Path, vote: Vote) -> None:
@@ -99,17 +123,21 @@ def save_vote(fs: FileSystem, directory: Path, vote: Vote) -> None:
     Durability: synced on return.
     """
     data = encode_vote(vote)
-    temporary = directory / _TEMPORARY_NAME
-    with contextlib.suppress(FileNotFoundError):
-        fs.remove(temporary)
-    file = fs.create(temporary, len(data))
+    spare = directory / SPARE_NAME
     try:
+        file = fs.open(spare)
+    except FileNotFoundError:
+        file = fs.create(spare, _FILE_BYTES)
+    try:
+        fs.allocate(file, _FILE_BYTES)  # its creation may have been cut short
         fs.write(file, 0, [data])
         fs.sync(file)
     finally:
         fs.close(file)
-    fs.rename(temporary, directory / FILE_NAME)
+    fs.rename(spare, directory / FILE_NAME)
     try:
         fs.sync_directory(directory)
     except OSError as error:
         raise DiskFailureError(f"the new vote could not be made durable: {error}") from error
+    with contextlib.suppress(OSError):
+        fs.close(fs.create(spare, _FILE_BYTES))
