@@ -32,6 +32,7 @@ QUEUES = 4
 IN_FLIGHT_MAX = 1000
 _SEND_TIMEOUT_S = 60.0
 _READ_IDLE_S = 2.0
+_KILL_DELAY_S = 0.004
 
 
 @dataclass(kw_only=True)
@@ -193,6 +194,8 @@ async def _kill_in_the_middle(
     cluster: LocalCluster, run: Run, leader: str, tell: Callable[[str], None]
 ) -> None:
     await run.half_done.wait()
+    # The acknowledgements came in one go; by now the next batches are with the leader.
+    await asyncio.sleep(_KILL_DELAY_S)
     count = run.acknowledged_count
     run.killed_at = time.monotonic()
     pid = await asyncio.to_thread(cluster.kill, leader)
