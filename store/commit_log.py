@@ -125,6 +125,9 @@ class CommitLog:
                 stack.callback(lock.release)
                 mark = DurableMark.open(fs, directory)
                 stack.callback(mark.close)
+                # What is found is built upon from here, so it must be durable first, names too:
+                # the last process may have died between a change and its sync.
+                fs.sync_directory(directory)
                 stored = load_vote(fs, directory)
                 found = recovery.open_log(fs, directory, config, mark)
                 vote = settle_vote(fs, directory, stored, found.last_term)

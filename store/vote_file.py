@@ -96,15 +96,12 @@ def load_vote(fs: FileSystem, directory: Path) -> Vote | None:
 
 
 def settle_vote(fs: FileSystem, directory: Path, stored: Vote | None, last_term: int) -> Vote:
-    """Returns the vote to begin with and makes sure that it is durable.
+    """Returns the vote to begin with, durable.
 
     A record's term is a lower bound: the replica was in that term when it took the record. If the
     file is missing or older, somebody has tampered with it.
     """
     if stored is not None and stored.term >= last_term:
-        # The last process may have died between the rename and the sync of the directory. What is
-        # acted upon from here must not be gone after a loss of power.
-        fs.sync_directory(directory)
         return stored
     vote = Vote(last_term, None)
     if last_term:

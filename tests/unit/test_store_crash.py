@@ -160,7 +160,7 @@ def test_crash_before_each_call(mode: str) -> None:
     assert calls > 60
     random = Random(4711)
     for crash_at in range(1, calls + 2):
-        for _ in range(12 if mode == "power" else 1):
+        for _ in range(5 if mode == "power" else 1):
             fs, model = SimulatedFileSystem(), Model()
             run_until_crash(fs, model, script, crash_at)
             after = fs.power_loss(random) if mode == "power" else fs.process_death()
