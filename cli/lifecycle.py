@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -78,8 +79,8 @@ def up(
     with _stop_signals(detach) as stopping:
         started = cluster.start()
         try:
-            _wait(cluster, timeout)
-        except CommandError:
+            _wait(cluster, timeout, stopping)
+        except BaseException:
             # What ran before stays; what we started is of no use.
             for name in started:
                 cluster.stop_one(name)
@@ -157,21 +158,30 @@ def _spec(data: Path, asked: dict[str, int], flush: str | None) -> ClusterSpec:
     return existing.spec
 
 
-def _wait(cluster: LocalCluster, timeout: float) -> ClusterStatus:
-    if not is_interactive():
-        return cluster.wait_serving(timeout)
-    from rich.console import Console
+def _wait(cluster: LocalCluster, timeout: float, stopping: threading.Event) -> None:
+    """Waits until the cluster serves, telling a person how far it is.
 
-    with Console(stderr=True).status("starting ...") as spinner:
+    Raises:
+        CommandError: It does not serve in time, or Ctrl-C came first.
+    """
+    spinner = None
+    if is_interactive():
+        from rich.console import Console
 
-        def show(current: ClusterStatus) -> None:
+        spinner = Console(stderr=True).status("starting ...")
+
+    def show(current: ClusterStatus) -> None:
+        if stopping.is_set():
+            raise CommandError("stopped before the cluster served")
+        if spinner is not None:
             answering = sum(r.answers for group in current.groups for r in group.replicas)
             leaders = sum(group.leader is not None for group in current.groups)
             spinner.update(
                 f"{answering} replicas answer, {leaders} of {len(current.groups)} groups serve"
             )
 
-        return cluster.wait_serving(timeout, show)
+    with spinner or contextlib.nullcontext():
+        cluster.wait_serving(timeout, show)
 
 
 def _say_ready(

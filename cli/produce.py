@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dledger.client.results import SendResult
 
 PRODUCER_GROUP = "dledger-cli"
+INTERRUPTED = 130
 _READ_BYTES = 256 * 1024
 _PROGRESS_S = 0.2
 
@@ -71,6 +72,7 @@ class ProduceCounts:
     resent: LineSet = field(default_factory=LineSet)
     first_error: str = ""
     gave_up: bool = False
+    interrupted: bool = False
     pause_max_s: float = 0.0
     began: float = field(default_factory=time.monotonic)
     last_acknowledged: float | None = None
@@ -105,16 +107,19 @@ class ProduceCounts:
         return (self.ended or time.monotonic()) - self.began
 
     @property
-    def exit_code(self) -> ExitCode:
-        """Unknown outcomes weigh more than certain failures."""
+    def exit_code(self) -> int:
+        """Unknown outcomes weigh more than certain failures, these more than an early end."""
         if self.unknown.count:
             return ExitCode.UNKNOWN
-        return ExitCode.FAILED if self.failed.count else ExitCode.DONE
+        if self.failed.count:
+            return ExitCode.FAILED
+        return INTERRUPTED if self.interrupted else ExitCode.DONE
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form that `--json` prints; lines are ranges [start, stop) from 1."""
         return {
             "lines": self.lines,
+            "interrupted": self.interrupted,
             "acknowledged": self.acknowledged,
             "failed": self.failed.count,
             "unknown": self.unknown.count,
@@ -135,6 +140,8 @@ class ProduceCounts:
             f"({self.acknowledged / max(self.seconds, 1e-9):,.0f}/s, "
             f"longest pause {self.pause_max_s * 1000:,.0f} ms)"
         )
+        if self.interrupted:
+            text += f"\nstopped after line {self.lines:,}"
         if self.resent.count:
             text += f"\n{self.resent.count:,} were sent again after an unknown outcome: "
             text += "each may be there twice"
@@ -218,7 +225,16 @@ async def run_produce(job: ProduceJob, source: BinaryIO) -> ProduceCounts:
     config = ProducerConfig(send_timeout_s=job.timeout_s, batch_messages_max=job.batch)
     counts = ProduceCounts()
     stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopping.set)
+
+    def interrupt() -> None:
+        if stopping.is_set():  # the second Ctrl-C does not wait for what is under way
+            open_count = counts.lines - counts.acknowledged - counts.failed.count
+            note(f"\nacknowledged {counts.acknowledged:,}, unknown {open_count:,}")
+            os._exit(ExitCode.UNKNOWN)
+        counts.interrupted = True
+        stopping.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
     async with AsyncProducer(PRODUCER_GROUP, nameserver=job.nameserver, config=config) as producer:
         progress = asyncio.create_task(_show_progress(counts), name="progress")
         try:
