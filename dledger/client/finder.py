@@ -100,7 +100,7 @@ class LeaderFinder:
             raise ClientClosedError("the client is closed")
         self._until[broker_name] = max(self._until.get(broker_name, 0.0), deadline)
         task = self._searches.get(broker_name)
-        if task is None:
+        if task is None or task.done():  # done, but its callback has not run: it is of no use
             task = asyncio.get_running_loop().create_task(
                 self._run(broker_name), name=f"find leader of {broker_name}"
             )
@@ -109,8 +109,9 @@ class LeaderFinder:
         return task
 
     def _ended(self, broker_name: str, task: asyncio.Task[None]) -> None:
-        del self._searches[broker_name]
-        self._until.pop(broker_name, None)
+        if self._searches.get(broker_name) is task:
+            del self._searches[broker_name]
+            del self._until[broker_name]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("leader search failed group=%s", broker_name, exc_info=error)
 

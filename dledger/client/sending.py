@@ -251,7 +251,8 @@ def final_error(item: Pending, error: DLedgerError) -> DLedgerError:
     """Returns what the caller of one message gets when its last attempt ended with `error`."""
     if item.attempts == 0 and error.definite:
         return error
-    if isinstance(error, BrokerResponseError) and item.unknown == 0 and error.definite:
+    refused = judge(error).step in (Step.GIVE_UP, Step.ELSEWHERE)
+    if refused and isinstance(error, BrokerResponseError) and item.unknown == 0:
         return BrokerResponseError(error.code, error.remark, address=error.address)
     failed = SendFailedError(
         str(error), attempts=item.attempts, outcome_unknown_attempts=item.unknown
