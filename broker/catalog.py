@@ -14,8 +14,8 @@ from broker import commands, names
 from broker.config import BrokerConfig
 from broker.context import RaftView
 from broker.gate import WriteGate
-from dledger.codes import Permission
-from dledger.errors import DLedgerError, FlowControlError, InvariantError
+from dledger.codes import Permission, ResponseCode
+from dledger.errors import DLedgerError, FlowControlError, InvariantError, RequestError
 from dledger.message import validate_group
 from dledger.model import GroupConfig, TopicConfig
 from store.state_store import StateStore
@@ -24,6 +24,23 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T", TopicConfig, GroupConfig)
 Created = Callable[[T | None, DLedgerError | None], None]
+
+
+class NotCreatedYetError(RequestError):
+    """What a request needs could not be created in time. The request itself had no effect."""
+
+    retryable = True
+    response_code = ResponseCode.SERVICE_NOT_AVAILABLE
+
+
+def definite_failure(error: DLedgerError | None, what: str) -> DLedgerError:
+    """Returns the failure of a request whose topic or group was not created.
+
+    Whether that will still come into being may be unknown; the request certainly had no effect.
+    """
+    if error is not None and error.definite:
+        return error
+    return NotCreatedYetError(f"{what} is not created yet: {error}; try again")
 
 
 class _Creations(Generic[T]):

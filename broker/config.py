@@ -66,14 +66,15 @@ class StoreSection:
         flush: `sync`: a write counts as done when a majority has it on disk; `async`: when a
             majority has it in its page cache, synced every 200 ms.
         tail_cache_bytes: Newest entries kept in memory for followers.
-        disk_free_min_bytes: Below this much free space writes are refused, reads go on.
+        disk_free_min_bytes: Below this much free space writes are refused, reads go on. A new
+            file of the log leaves twice as much, for everything else.
         map_bytes: First size of the LMDB map; it grows.
     """
 
     segment_bytes: int = 256 * 1024 * 1024
     flush: Literal["sync", "async"] = "sync"
     tail_cache_bytes: int = 16 * 1024 * 1024
-    disk_free_min_bytes: int = 32 * 1024 * 1024
+    disk_free_min_bytes: int = 16 * 1024 * 1024
     map_bytes: int = 1024 * 1024 * 1024
 
     def __post_init__(self) -> None:

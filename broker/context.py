@@ -13,9 +13,17 @@ from broker.gate import WriteGate
 from broker.long_polls import LongPolls
 from broker.tasks import Tasks
 from dledger.clock import Clock
-from dledger.errors import DLedgerError
+from dledger.errors import (
+    CorruptRecordError,
+    DiskFailureError,
+    DLedgerError,
+    InvariantError,
+)
 from dledger.model import Role
 from store.state_store import StateStore
+
+# After these nothing of this replica is to be trusted: the process ends.
+FATAL_ERRORS = (InvariantError, DiskFailureError, CorruptRecordError)
 
 
 class RaftView(Protocol):

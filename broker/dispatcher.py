@@ -8,14 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from broker.context import FATAL_ERRORS
 from broker.forwarding import Forwarder
 from broker.tasks import Tasks
 from dledger.codes import EXT_OUTCOME, OUTCOME_REFUSED, ResponseCode
 from dledger.errors import (
-    CorruptRecordError,
-    DiskFailureError,
     DLedgerError,
-    InvariantError,
     LeadershipLostError,
     NotLeaderError,
     RequestError,
@@ -24,9 +22,6 @@ from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection
 
 logger = logging.getLogger(__name__)
-
-# After these nothing of this replica is to be trusted: the process ends.
-FATAL_ERRORS = (InvariantError, DiskFailureError, CorruptRecordError)
 
 Handle = Callable[[Connection, Command], None]
 HandleAsync = Callable[[Connection, Command], Awaitable[None]]

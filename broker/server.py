@@ -33,7 +33,8 @@ from broker.registration import Registrar
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.tasks import Tasks
 from dledger.clock import Clock, SystemClock
-from dledger.errors import ConfigError, DiskFailureError, StoreError
+from dledger.codes import ResponseCode
+from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
 from dledger.message import UniqueKeyGenerator, pack_host
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
@@ -220,7 +221,7 @@ class Broker:
     def handle(self, connection: Connection, command: Command) -> None:
         """Takes a client's request."""
         if self._dispatcher is None:
-            connection.reply_error(command, StoreStartingError("the broker is starting"))
+            connection.reply_error(command, BrokerNotReadyError("the broker is starting"))
         else:
             self._dispatcher.handle(connection, command)
 
@@ -253,7 +254,7 @@ class Broker:
 
     def _require(self) -> _Parts:
         if self._parts is None:
-            raise StoreStartingError("the broker does not run")
+            raise BrokerNotReadyError("the broker does not run")
         return self._parts
 
     def _on_fatal(self, error: BaseException) -> None:
@@ -272,7 +273,8 @@ class Broker:
             segment_bytes=section.segment_bytes,
             tail_cache_bytes=section.tail_cache_bytes,
             flush=section.flush,
-            disk_free_bytes_min=section.disk_free_min_bytes // 2,
+            # More than the floor of the gate: a new segment must not by itself stop writing.
+            disk_free_bytes_min=2 * section.disk_free_min_bytes,
         )
         log = CommitLog.open(directory / "log", log_config, self._fs, clock=self._clock)
         try:
@@ -376,7 +378,7 @@ class Broker:
             store_host=store_host,
             new_unique_key=UniqueKeyGenerator(),
         )
-        offsets = OffsetProcessor(context, catalog, commits, reader)
+        offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
         processors = routes.Processors(
             send=SendProcessor(
                 context, catalog, intake, store_host=store_host, redirect=dispatcher.redirect
@@ -472,11 +474,11 @@ class Broker:
                 self._parts.clients.expire()
 
 
-class StoreStartingError(StoreError):
-    """The replica is not ready yet. Nothing was done."""
+class BrokerNotReadyError(RequestError):
+    """The replica does not run (yet). Nothing was done."""
 
-    definite = True
     retryable = True
+    response_code = ResponseCode.SERVICE_NOT_AVAILABLE
 
 
 def _pack_store_host(host: str, port: int) -> bytes:

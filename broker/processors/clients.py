@@ -44,6 +44,8 @@ from dledger.remoting.server import Connection
 
 GROUPS_PER_HEARTBEAT_MAX = 1024
 CLIENT_ID_LENGTH_MAX = 512
+# What a heartbeat says is kept in memory as long as the client is there.
+HEARTBEAT_BYTES_MAX = 1024 * 1024
 # Joins and leaves within this time are told together.
 NOTIFY_DELAY_S = 0.02
 
@@ -77,6 +79,10 @@ class ClientProcessor:
         Raises:
             DLedgerError: A name or number breaks a rule, or a limit is reached.
         """
+        if len(command.body) > HEARTBEAT_BYTES_MAX:
+            raise InvalidParameterError(
+                f"heartbeat of {len(command.body)} bytes exceeds {HEARTBEAT_BYTES_MAX}"
+            )
         heartbeat = decode_heartbeat(command.body)
         _check_heartbeat(heartbeat)
         identity = ClientIdentity(

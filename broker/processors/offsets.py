@@ -6,7 +6,9 @@ What a client asks here decides where it begins to read, so the answers that may
 
 from __future__ import annotations
 
-from broker.catalog import Catalog
+from collections.abc import Callable
+
+from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
@@ -15,6 +17,7 @@ from dledger.errors import (
     GroupNotFoundError,
     InvalidParameterError,
     NotFoundError,
+    NotLeaderError,
     TopicNotFoundError,
 )
 from dledger.model import GroupConfig, TopicConfig
@@ -39,7 +42,19 @@ class OffsetProcessor:
         catalog: Catalog,
         commits: OffsetCommits,
         reader: MessageReader,
+        *,
+        redirect: Callable[[Connection, Command], None],
     ) -> None:
+        """Prepares the processor.
+
+        Args:
+            context: The broker's parts.
+            catalog: Topics and groups.
+            commits: Gathers consumer offsets.
+            reader: Reads stored messages.
+            redirect: Takes a request that had no effect because this replica stopped leading.
+        """
+        self._redirect = redirect
         self._context = context
         self._catalog = catalog
         self._commits = commits
@@ -77,19 +92,22 @@ class OffsetProcessor:
         def committed(error: DLedgerError | None) -> None:
             if error is None:
                 connection.reply(command)
+            elif isinstance(error, NotLeaderError):
+                self._redirect(connection, command)
             else:
                 connection.reply_error(command, error)
 
         def with_group(group: GroupConfig | None, error: DLedgerError | None) -> None:
-            if error is not None or group is None:
-                connection.reply_error(command, error or _unknown_group(header.consumer_group))
+            if group is None:
+                # Whether the group will exist may be unknown; the offset certainly is not stored.
+                committed(definite_failure(error, f"group {header.consumer_group}"))
                 return
             try:
                 self._commits.add(
                     group.name, topic.name, header.queue_id, header.commit_offset, committed
                 )
             except DLedgerError as refused:
-                connection.reply_error(command, refused)
+                committed(refused)
 
         name = header.consumer_group
         if self._context.store.group(name) is None and not self._catalog.may_create_group(name):

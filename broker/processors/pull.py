@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.catalog import Catalog
-from broker.context import BrokerContext
+from broker.context import FATAL_ERRORS, BrokerContext
 from broker.filters import TagCodes, check_expression_type, parse_tag_expression, subscription_codes
 from broker.long_polls import ParkedPull
 from broker.pull_scan import Selection
@@ -179,14 +179,26 @@ class PullProcessor:
             self._timer.cancel()
             self._timer = None
         for parked in self._context.long_polls.drop_all():
-            self._finish(parked)
+            self._guarded(self._finish, parked)
 
     def _wake(self) -> None:
         grown, self._grown = self._grown, {}
         long_polls = self._context.long_polls
         for (topic_id, queue_id), offset_max in grown.items():
             for parked in long_polls.arrived(topic_id, queue_id, offset_max):
-                self._rerun(parked)
+                self._guarded(self._rerun, parked)
+
+    def _guarded(self, action: Callable[[ParkedPull], None], parked: ParkedPull) -> None:
+        """Runs an action outside of any request: its failure must not cost others their answers."""
+        try:
+            action(parked)
+        except Exception as error:
+            pull: Pull = parked.request
+            pull.connection.reply_error(pull.command, error)
+            if isinstance(error, FATAL_ERRORS):
+                self._context.on_fatal(error)
+            elif not isinstance(error, DLedgerError):
+                logger.error("waking a pull failed", exc_info=error)
 
     def _rerun(self, parked: ParkedPull) -> None:
         pull: Pull = parked.request
@@ -199,7 +211,7 @@ class PullProcessor:
     def _expire(self) -> None:
         self._timer = None
         for parked in self._context.long_polls.expire(self._now_ms()):
-            self._finish(parked)
+            self._guarded(self._finish, parked)
         self._arm()
 
     def _finish(self, parked: ParkedPull) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker import names
-from broker.catalog import Catalog
+from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.forwarding import EXT_BORN_HOST
 from broker.intake import MessageIntake
@@ -87,7 +87,8 @@ class SendProcessor:
 
         def created(made: TopicConfig | None, error: DLedgerError | None) -> None:
             if made is None:
-                self._fail(connection, command, error or TopicNotFoundError(f"topic {name}"))
+                # Whether the topic will exist may be unknown; the message certainly is not stored.
+                self._fail(connection, command, definite_failure(error, f"topic {name}"))
                 return
             try:
                 self._append(connection, command, header, made)
