@@ -146,15 +146,15 @@ class CommitLog:
             log = cls(directory, config, fs, group, mark, lock)
             log._adopt(found, vote)
             stack.pop_all()
-        logger.info(
-            "log opened directory=%s first_index=%d last_index=%d offset_end=%d segments=%d",
-            directory,
-            log.first_index,
-            log.last_index,
-            log.offset_end,
-            len(log._segments),
-        )
+        logger.info("log opened directory=%s %s", directory, log)
         return log
+
+    def __repr__(self) -> str:
+        return (
+            f"<CommitLog first_index={self.first_index} last_index={self._last_index} "
+            f"durable_index={self.durable_index} offset_end={self._offset_end} "
+            f"segments={len(self._segments)}>"
+        )
 
     def _adopt(self, found: recovery.Examination, vote: Vote) -> None:
         self._segments.extend(found.segments)
