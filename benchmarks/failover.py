@@ -1,6 +1,6 @@
 """kill -9 of the leader to the next acknowledged send of our client, many times.
 
-    .venv/bin/python benchmarks/failover.py --trials 20
+.venv/bin/python benchmarks/failover.py --trials 20
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One Python producer against three replicas, beside the limit program, in turns.
 
-    .venv/bin/python benchmarks/produce.py --messages 200000 --size 1024 --window 1000 --rounds 3
+.venv/bin/python benchmarks/produce.py --messages 200000 --size 1024 --window 1000 --rounds 3
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def main() -> None:
                 print("limit ", json.dumps(limits[-1]), flush=True)
                 ours.append(
                     run(
-                        produce(
-                            nameserver, "bench", options.messages, options.size, options.window
-                        )
+                        produce(nameserver, "bench", options.messages, options.size, options.window)
                     )
                 )
                 print("broker", json.dumps(ours[-1]), flush=True)
