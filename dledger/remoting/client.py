@@ -23,6 +23,8 @@ from dledger.remoting.link import Body, Link, LinkLimits
 
 logger = logging.getLogger(__name__)
 
+_CLOSE_TIMEOUT_S = 1.0  # a server that stands still may not keep a client from ending
+
 
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of a client. Requests above `inflight_max` on one connection wait for their turn."""
@@ -163,6 +165,7 @@ class RemotingClient:
             write_high_water_bytes=self.config.write_high_water_bytes,
             write_bytes_max=self.config.write_bytes_max,
             waiters_max=self.config.inflight_max,
+            close_timeout_s=_CLOSE_TIMEOUT_S,
         )
 
     @property

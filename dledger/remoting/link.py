@@ -39,7 +39,6 @@ Body = Buffer | Sequence[Buffer]
 _RESPONSE = int(CommandFlag.RESPONSE)
 _ONEWAY = int(CommandFlag.ONEWAY)
 _JOIN_BYTES_MAX = 64 * 1024  # up to here copying is cheaper than many small buffers
-_CLOSE_TIMEOUT_S = 5.0  # for a closing connection to take what is still to be written
 
 
 class LinkLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +48,7 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True):
     write_high_water_bytes: int = 1024 * 1024
     write_bytes_max: int = 64 * 1024 * 1024
     waiters_max: int = 4096
+    close_timeout_s: float = 5.0
 
 
 class Link(asyncio.Protocol):
@@ -179,29 +179,44 @@ class Link(asyncio.Protocol):
         if len(self._waiters) >= self._limits.waiters_max:
             raise FlowControlError(f"{len(self._waiters)} requests to {self.peer} are under way")
         opaque = self._next_opaque()
-        self._send(code, opaque, 0, encode_ext(ext), body)
         waiter: asyncio.Future[Command] = self._loop.create_future()
         self._waiters[opaque] = waiter
         self._unflushed.add(opaque)
-        timer = self._loop.call_later(timeout_s, self._expire, waiter, code, timeout_s)
         try:
-            return await waiter
+            self._send(code, opaque, 0, encode_ext(ext), body)
+            timer = self._loop.call_later(timeout_s, self._expire, waiter, code, timeout_s)
+            try:
+                return await waiter
+            finally:
+                timer.cancel()
         finally:
-            timer.cancel()
             self._waiters.pop(opaque, None)
             self._unflushed.discard(opaque)
 
     def close(self, reason: str = "") -> None:
-        """Writes what has been accepted and closes. A peer that does not read is cut off soon."""
+        """Writes what has been accepted and closes.
+
+        First only our direction ends; what the peer still sends is thrown away until it has closed
+        its own. Closing at once would make the system answer unread bytes with a reset, and that
+        takes from the peer what it has not read yet. A peer that does not follow is cut off after
+        `close_timeout_s`.
+        """
         transport = self._transport
         if self._closing or transport is None:
             return
         if reason:
             logger.info("connection closed: %s peer=%s", reason, self.peer)
         self._flush()
+        if self._closing:
+            return  # the flush has given up the peer
         self._closing = True
-        transport.close()
-        self._loop.call_later(_CLOSE_TIMEOUT_S, self._abort_unless_lost)
+        if transport.is_closing():
+            return
+        transport.write_eof()
+        if self._read_paused:
+            self._read_paused = False
+            transport.resume_reading()
+        self._loop.call_later(self._limits.close_timeout_s, self._abort_unless_lost)
 
     async def wait_closed(self) -> None:
         """Waits until the connection is gone."""
@@ -357,7 +372,9 @@ class Link(asyncio.Protocol):
             out.append(head)
             out.extend(body)
         self._out_bytes += len(head) + size
-        if first:
+        if self._out_bytes >= self._limits.write_high_water_bytes:
+            self._flush()  # a sender that never lets the loop run must still meet back-pressure
+        elif first:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:

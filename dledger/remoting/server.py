@@ -95,11 +95,7 @@ class Connection(Link):
         return self._silent_looks > _IDLE_LOOKS
 
     def _may_read(self) -> bool:
-        return (
-            self._inflight < self._inflight_max
-            and not self._write_paused
-            and self._out_bytes < self._limits.write_high_water_bytes
-        )
+        return self._inflight < self._inflight_max and not self._write_paused
 
     def _on_request(self, command: Command) -> None:
         size = len(command.body)
@@ -220,7 +216,7 @@ class RemotingServer:
             connection.close()
         if open_connections:
             closed = [asyncio.ensure_future(c.wait_closed()) for c in open_connections]
-            await asyncio.wait(closed, timeout=max(0.1, deadline - loop.time()))
+            await asyncio.wait(closed, timeout=max(0.25, deadline - loop.time()))
             for connection in open_connections:
                 connection._abort_unless_lost()
             await asyncio.wait(closed)
