@@ -78,10 +78,10 @@ class StoreSection:
     map_bytes: int = 1024 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        _at_least("segment_bytes", self.segment_bytes, 64 * 1024)
-        _at_least("tail_cache_bytes", self.tail_cache_bytes, 0)
+        _between("segment_bytes", self.segment_bytes, 64 * 1024, 2 * 1024**3)
+        _between("tail_cache_bytes", self.tail_cache_bytes, 0, 16 * 1024**3)
         _at_least("disk_free_min_bytes", self.disk_free_min_bytes, 0)
-        _at_least("map_bytes", self.map_bytes, 1024 * 1024)
+        _between("map_bytes", self.map_bytes, 1024 * 1024, 1 << 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,3 +300,8 @@ def load_broker_config(path: str | Path) -> BrokerConfig:
 def _at_least(name: str, value: int, floor: int) -> None:
     if value < floor:
         raise ConfigError(name, value, f"must be at least {floor}")
+
+
+def _between(name: str, value: int, floor: int, ceiling: int) -> None:
+    if not floor <= value <= ceiling:
+        raise ConfigError(name, value, f"must lie in {floor}..{ceiling}")

@@ -79,6 +79,7 @@ def test_port_zero_is_advertised_as_bound():
         ({"nameserver": ["a:1"]}, "did you mean nameservers"),
         ({"store": {"flush": "never"}}, r"store\.flush"),
         ({"store": {"segment_bytes": 5}}, r"store\.segment_bytes"),
+        ({"store": {"segment_bytes": 2**32}}, r"store\.segment_bytes"),
         ({"limits": {"connections_max": 0}}, r"limits\.connections_max"),
         ({"limits": {"frame_bytes_max": 1000}}, r"limits\.frame_bytes_max"),
         (
