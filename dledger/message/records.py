@@ -57,6 +57,7 @@ _ONE_BYTE = [bytes((n,)) for n in range(128)]
 
 _BORN_V6 = int(MessageFlag.BORN_HOST_V6)
 _STORE_V6 = int(MessageFlag.STORE_HOST_V6)
+_ANY_V6 = _BORN_V6 | _STORE_V6
 _COMPRESSED = int(MessageFlag.COMPRESSED)
 
 _Buffer = bytes | bytearray | memoryview
@@ -204,7 +205,7 @@ def encode_stored(
                 flag,
                 queue_offset,
                 physical_offset,
-                sys_flag & ~(_BORN_V6 | _STORE_V6),
+                sys_flag & ~_ANY_V6,
                 born_timestamp_ms,
                 born_host,
                 store_timestamp_ms,
@@ -214,7 +215,7 @@ def encode_stored(
                 body_length,
             )
         else:
-            flags = sys_flag & ~(_BORN_V6 | _STORE_V6)
+            flags = sys_flag & ~_ANY_V6
             flags |= _BORN_V6 if len(born_host) == 20 else 0
             flags |= _STORE_V6 if len(store_host) == 20 else 0
             size = _HEAD_SIZE - 16 + len(born_host) + len(store_host) + body_length + tail
@@ -307,6 +308,8 @@ def decode_stored(
     """
     size = stored_size(buffer, start)
     stop = start + size
+    # STORED_SIZE_MIN bytes are there, so this cannot fail; with IPv6 hosts all after the born
+    # host is read again from where it really is.
     (
         _,
         magic,
@@ -317,16 +320,26 @@ def decode_stored(
         physical_offset,
         sys_flag,
         born_timestamp_ms,
-    ) = _FRONT.unpack_from(buffer, start)
+        born_host,
+        store_timestamp_ms,
+        store_host,
+        reconsume_times,
+        prepared_offset,
+        body_length,
+    ) = _HEAD.unpack_from(buffer, start)
     if magic != _MAGIC_V1 and magic != _MAGIC_V2:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad magic {magic:#x}")
-    born_at = start + _FRONT.size
-    born_stop = born_at + (20 if sys_flag & _BORN_V6 else 8)
-    store_at = born_stop + 8
-    store_stop = store_at + (20 if sys_flag & _STORE_V6 else 8)
+    store_stop = start + _HEAD_SIZE - _BACK.size
+    if sys_flag & _ANY_V6:
+        born_stop = start + _FRONT.size + (20 if sys_flag & _BORN_V6 else 8)
+        store_stop = born_stop + 8 + (20 if sys_flag & _STORE_V6 else 8)
     # The topic is looked at first because it checks that all the lengths agree.
     body_at, topic_at, properties_at = _body_and_topic(buffer, start, store_stop + 12, stop)
-    reconsume_times, prepared_offset, body_length = _BACK.unpack_from(buffer, store_stop)
+    if sys_flag & _ANY_V6:
+        born_host = bytes(buffer[start + _FRONT.size : born_stop])
+        (store_timestamp_ms,) = _MIDDLE.unpack_from(buffer, born_stop)
+        store_host = bytes(buffer[born_stop + 8 : store_stop])
+        reconsume_times, prepared_offset, body_length = _BACK.unpack_from(buffer, store_stop)
     body: bytes = bytes(buffer[body_at : body_at + body_length])
     if verify_crc and zlib.crc32(body) & 0x7FFFFFFF != checksum:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad body checksum")
@@ -344,9 +357,9 @@ def decode_stored(
         flag=flag,
         sys_flag=sys_flag,
         born_timestamp_ms=born_timestamp_ms,
-        born_host=format_host(bytes(buffer[born_at:born_stop])),
-        store_timestamp_ms=_MIDDLE.unpack_from(buffer, born_stop)[0],
-        store_host=format_host(bytes(buffer[store_at:store_stop])),
+        born_host=format_host(born_host),
+        store_timestamp_ms=store_timestamp_ms,
+        store_host=format_host(store_host),
         reconsume_times=reconsume_times,
         prepared_transaction_offset=prepared_offset,
         body_crc=checksum,

@@ -66,6 +66,7 @@ class Link(asyncio.Protocol):
         self._lost = self._loop.create_future()
         self._out: list[Buffer] = []
         self._out_bytes = 0
+        self._high_water_bytes = limits.write_high_water_bytes
         self._write_paused = False
         self._read_paused = False
         self._read_stopped = False
@@ -357,25 +358,21 @@ class Link(asyncio.Protocol):
         body: Body,
         remark: str | None = None,
     ) -> None:
+        single = isinstance(body, (bytes, bytearray, memoryview))
+        size = len(body) if single else sum(map(len, body))  # type: ignore[arg-type]
+        head = encode_head(code, opaque, flag, ext_json, size, remark)
         out = self._out
-        if isinstance(body, (bytes, bytearray, memoryview)):
-            size = len(body)
-            head = encode_head(code, opaque, flag, ext_json, size, remark)
-            first = not out
-            out.append(head)
-            if size:
-                out.append(body)
-        else:
-            size = sum(map(len, body))
-            head = encode_head(code, opaque, flag, ext_json, size, remark)
-            first = not out
-            out.append(head)
-            out.extend(body)
-        self._out_bytes += len(head) + size
-        if self._out_bytes >= self._limits.write_high_water_bytes:
-            self._flush()  # a sender that never lets the loop run must still meet back-pressure
-        elif first:
+        if not out:
             self._loop.call_soon(self._flush)
+        out.append(head)
+        if single:
+            if size:
+                out.append(body)  # type: ignore[arg-type]
+        else:
+            out.extend(body)  # type: ignore[arg-type]
+        self._out_bytes += len(head) + size
+        if self._out_bytes >= self._high_water_bytes:
+            self._flush()  # a sender that never lets the loop run must still meet back-pressure
 
     def _flush(self) -> None:
         """Gives everything gathered to the transport in one call."""
