@@ -43,13 +43,14 @@ _MAGIC_V2 = 0xDAA320AB
 _TOPIC_BYTES_V1_MAX = 127
 _TOPIC_BYTES_MAX = 0x7FFF
 
-# Everything before the body, with IPv4 hosts.
-_HEAD = struct.Struct(">IIIiiqqiq8sq8siqi")
+# Everything before the body; which one of the four depends on the two IPv6 bits of the flags.
+_HEADS = tuple(
+    struct.Struct(f">IIIiiqqiq{born}sq{store}siqi")
+    for born, store in ((8, 8), (20, 8), (8, 20), (20, 20))
+)
+_HEAD = _HEADS[0]
 _HEAD_SIZE = _HEAD.size
-# The same in the parts whose places depend on the length of the hosts.
-_FRONT = struct.Struct(">IIIiiqqiq")
-_MIDDLE = struct.Struct(">q")
-_BACK = struct.Struct(">iqi")
+_V6_SHIFT = 4
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _I64 = struct.Struct(">q")
@@ -180,65 +181,43 @@ def encode_stored(
     """
     topic_length = len(topic)
     properties_length = len(properties)
-    if properties_length > PROPERTIES_BYTES_MAX:
+    if properties_length > PROPERTIES_BYTES_MAX or topic_length > _TOPIC_BYTES_MAX:
         raise MessageRejectedError(
-            f"message properties of {properties_length} bytes exceed {PROPERTIES_BYTES_MAX}"
+            f"a topic of {topic_length} or message properties of {properties_length} bytes exceed "
+            f"the limit of {PROPERTIES_BYTES_MAX}"
         )
-    if topic_length <= _TOPIC_BYTES_V1_MAX:
-        magic = _MAGIC_V1
-        topic_prefix = _ONE_BYTE[topic_length]
-    else:
-        if topic_length > _TOPIC_BYTES_MAX:
-            raise MessageRejectedError(f"topic of {topic_length} bytes exceeds {_TOPIC_BYTES_MAX}")
-        magic = _MAGIC_V2
-        topic_prefix = _U16.pack(topic_length)
+    wide = topic_length > _TOPIC_BYTES_V1_MAX
+    topic_prefix = _U16.pack(topic_length) if wide else _ONE_BYTE[topic_length]
+    sys_flag &= ~_ANY_V6
+    head = _HEAD
+    if len(born_host) != 8 or len(store_host) != 8:
+        if len(born_host) not in (8, 20) or len(store_host) not in (8, 20):
+            raise MessageRejectedError("a packed host has 8 or 20 bytes")
+        sys_flag |= _BORN_V6 if len(born_host) == 20 else 0
+        sys_flag |= _STORE_V6 if len(store_host) == 20 else 0
+        head = _HEADS[(sys_flag & _ANY_V6) >> _V6_SHIFT]
     body_length = len(body)
-    tail = len(topic_prefix) + topic_length + 2 + properties_length
-    checksum = zlib.crc32(body) & 0x7FFFFFFF
     try:
-        if len(born_host) == 8 and len(store_host) == 8:
-            head = _HEAD.pack(
-                _HEAD_SIZE + body_length + tail,
-                magic,
-                checksum,
-                queue_id,
-                flag,
-                queue_offset,
-                physical_offset,
-                sys_flag & ~_ANY_V6,
-                born_timestamp_ms,
-                born_host,
-                store_timestamp_ms,
-                store_host,
-                reconsume_times,
-                prepared_transaction_offset,
-                body_length,
-            )
-        else:
-            flags = sys_flag & ~_ANY_V6
-            flags |= _BORN_V6 if len(born_host) == 20 else 0
-            flags |= _STORE_V6 if len(store_host) == 20 else 0
-            size = _HEAD_SIZE - 16 + len(born_host) + len(store_host) + body_length + tail
-            head = (
-                _FRONT.pack(
-                    size,
-                    magic,
-                    checksum,
-                    queue_id,
-                    flag,
-                    queue_offset,
-                    physical_offset,
-                    flags,
-                    born_timestamp_ms,
-                )
-                + born_host
-                + _MIDDLE.pack(store_timestamp_ms)
-                + store_host
-                + _BACK.pack(reconsume_times, prepared_transaction_offset, body_length)
-            )
+        front = head.pack(
+            head.size + body_length + len(topic_prefix) + topic_length + 2 + properties_length,
+            _MAGIC_V2 if wide else _MAGIC_V1,
+            zlib.crc32(body) & 0x7FFFFFFF,
+            queue_id,
+            flag,
+            queue_offset,
+            physical_offset,
+            sys_flag,
+            born_timestamp_ms,
+            born_host,
+            store_timestamp_ms,
+            store_host,
+            reconsume_times,
+            prepared_transaction_offset,
+            body_length,
+        )
     except struct.error as exc:
         raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
-    return b"".join((head, body, topic_prefix, topic, _U16.pack(properties_length), properties))
+    return b"".join((front, body, topic_prefix, topic, _U16.pack(properties_length), properties))
 
 
 def stored_size(buffer: _Buffer, start: int = 0) -> int:
@@ -280,9 +259,8 @@ def stored_properties(buffer: _Buffer, start: int = 0) -> bytes:
         RemoteProtocolError: The message is torn or its lengths disagree.
     """
     stop = start + stored_size(buffer, start)
-    flags = buffer[start + SYS_FLAG_AT + 3]
-    at = start + _HEAD_SIZE - 4 + (12 if flags & _BORN_V6 else 0) + (12 if flags & _STORE_V6 else 0)
-    _, _, properties_at = _body_and_topic(buffer, start, at, stop)
+    head = _HEADS[(buffer[start + SYS_FLAG_AT + 3] & _ANY_V6) >> _V6_SHIFT]
+    _, _, properties_at = _body_and_topic(buffer, start, start + head.size, stop)
     return bytes(buffer[properties_at:stop])
 
 
@@ -308,8 +286,8 @@ def decode_stored(
     """
     size = stored_size(buffer, start)
     stop = start + size
-    # STORED_SIZE_MIN bytes are there, so this cannot fail; with IPv6 hosts all after the born
-    # host is read again from where it really is.
+    head = _HEADS[(buffer[start + SYS_FLAG_AT + 3] & _ANY_V6) >> _V6_SHIFT]
+    body_at, topic_at, properties_at = _body_and_topic(buffer, start, start + head.size, stop)
     (
         _,
         magic,
@@ -326,20 +304,9 @@ def decode_stored(
         reconsume_times,
         prepared_offset,
         body_length,
-    ) = _HEAD.unpack_from(buffer, start)
+    ) = head.unpack_from(buffer, start)
     if magic != _MAGIC_V1 and magic != _MAGIC_V2:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad magic {magic:#x}")
-    store_stop = start + _HEAD_SIZE - _BACK.size
-    if sys_flag & _ANY_V6:
-        born_stop = start + _FRONT.size + (20 if sys_flag & _BORN_V6 else 8)
-        store_stop = born_stop + 8 + (20 if sys_flag & _STORE_V6 else 8)
-    # The topic is looked at first because it checks that all the lengths agree.
-    body_at, topic_at, properties_at = _body_and_topic(buffer, start, store_stop + 12, stop)
-    if sys_flag & _ANY_V6:
-        born_host = bytes(buffer[start + _FRONT.size : born_stop])
-        (store_timestamp_ms,) = _MIDDLE.unpack_from(buffer, born_stop)
-        store_host = bytes(buffer[born_stop + 8 : store_stop])
-        reconsume_times, prepared_offset, body_length = _BACK.unpack_from(buffer, store_stop)
     body: bytes = bytes(buffer[body_at : body_at + body_length])
     if verify_crc and zlib.crc32(body) & 0x7FFFFFFF != checksum:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad body checksum")
@@ -389,14 +356,11 @@ def iter_stored(
         at += message.size_bytes
 
 
-def _body_and_topic(
-    buffer: _Buffer, start: int, body_length_at: int, stop: int
-) -> tuple[int, int, int]:
+def _body_and_topic(buffer: _Buffer, start: int, body_at: int, stop: int) -> tuple[int, int, int]:
     """Returns where body, topic and properties begin, having checked that all fill the size."""
-    body_at = body_length_at + 4
     wide = _U32.unpack_from(buffer, start + 4)[0] == _MAGIC_V2
     if body_at <= stop:
-        topic_length_at = body_at + _U32.unpack_from(buffer, body_length_at)[0]
+        topic_length_at = body_at + _U32.unpack_from(buffer, body_at - 4)[0]
         topic_at = topic_length_at + (2 if wide else 1)
         if topic_at <= stop:
             if wide:

@@ -183,6 +183,7 @@ def test_a_wrong_checksum_is_found_on_request():
         ("queue_id", 2**31),
         ("flag", -(2**31) - 1),
         ("born_timestamp_ms", 2**63),
+        ("born_host", b"1234"),
     ],
 )
 def test_what_does_not_fit_the_layout_is_refused(field, value):
