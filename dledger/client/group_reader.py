@@ -353,6 +353,11 @@ class GroupReader:
             return
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
+            for window in windows:
+                # The new owner may be reading already; do not set back what it committed.
+                known = await self._offsets.committed(self.group, window.queue)
+                if known is not None and known >= window.commit_offset:
+                    window.committed_offset = window.commit_offset
             await self._commit(windows, _CLOSE_COMMIT_S)
         except DLedgerError as error:
             logger.warning("commit of given up queues failed error=%s", error)

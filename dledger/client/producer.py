@@ -20,6 +20,8 @@ from dledger.client.batching import Lane, Pending, put_back, share_count, take_b
 from dledger.client.config import ProducerConfig, nameserver_addresses
 from dledger.client.encoding import MessageEncoder
 from dledger.client.results import ProducerStatistics, SendResult
+from dledger.client.retry import backoff_s
+from dledger.client.routes import TopicRoute
 from dledger.client.sending import (
     BatchSender,
     Outcome,
@@ -33,15 +35,20 @@ from dledger.clock import Clock, SystemClock
 from dledger.codes import RequestCode
 from dledger.errors import (
     ClientClosedError,
+    ConnectFailedError,
+    ConnectionLostError,
     DLedgerError,
     FlowControlError,
     InvalidParameterError,
+    RequestTimeoutError,
     RouteNotFoundError,
 )
 from dledger.message import Message, UniqueKeyGenerator, validate_group, validate_topic
 from dledger.model import MessageQueue
 
 logger = logging.getLogger(__name__)
+
+_NAMESERVER_PATIENCE_S = 3.0
 
 
 class AsyncProducer:
@@ -362,11 +369,7 @@ class AsyncProducer:
     async def _resolve(self, topic: TopicLines) -> None:
         """Gets a route for what has no place; ends what has none in a fresh one either."""
         try:
-            route = await self._session.route(
-                topic.name,
-                guess_queues=self.config.default_topic_queue_count,
-                refresh=topic.route is not None,
-            )
+            route = await self._ask_route(topic)
         except DLedgerError as error:
             self._refuse_all(topic.take_unroutable(), error)
             return
@@ -379,6 +382,24 @@ class AsyncProducer:
             refusal = RouteNotFoundError(f"topic {topic.name} has no writable queue")
             self._refuse_all(topic.take_unroutable(), refusal)
         self._dispatch(topic)
+
+    async def _ask_route(self, topic: TopicLines) -> TopicRoute:
+        """Asks for a route; nameservers that cannot be reached get a moment to come back."""
+        loop = self._running_loop
+        give_up = loop.time() + min(self.config.send_timeout_s, _NAMESERVER_PATIENCE_S)
+        failures = 0
+        while True:
+            try:
+                return await self._session.route(
+                    topic.name,
+                    guess_queues=self.config.default_topic_queue_count,
+                    refresh=topic.route is not None,
+                )
+            except (ConnectFailedError, ConnectionLostError, RequestTimeoutError):
+                failures += 1
+                if loop.time() >= give_up:
+                    raise
+            await asyncio.sleep(backoff_s(failures, 0.05, 0.5))
 
     def _start(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
         lane.busy = True

@@ -15,7 +15,7 @@ from dledger.errors import (
     RemoteProtocolError,
     RequestTimeoutError,
 )
-from dledger.message import iter_stored
+from dledger.message import ReceivedMessage, iter_stored
 from dledger.model import MessageQueue, PullStatus
 from dledger.remoting.errors import response_error
 from dledger.remoting.headers import PullMessageHeader, PullMessageResponse, to_ext
@@ -97,13 +97,9 @@ class Puller:
             raise response_error(response, address)
         bounds = response.header(PullMessageResponse)
         self._suggested[queue] = bounds.suggest_which_broker_id
-        messages = []
+        messages: list[ReceivedMessage] = []
         if status is PullStatus.FOUND:
-            messages = [
-                message
-                for message in iter_stored(response.body, broker_name=queue.broker_name)
-                if message.queue_offset >= offset and subscription.matches(message.tags)
-            ]
+            messages = _decode(response.body, queue, offset, subscription)
             if bounds.next_begin_offset <= offset:
                 raise RemoteProtocolError(
                     f"pull of {queue} at {offset} found messages but goes on at "
@@ -141,3 +137,14 @@ class Puller:
             if book.addresses:
                 return book.addresses[0]
             raise
+
+
+def _decode(
+    body: bytes, queue: MessageQueue, offset: int, subscription: Subscription
+) -> list[ReceivedMessage]:
+    """Returns the messages that were asked for; brokers may send some before, or of other tags."""
+    return [
+        message
+        for message in iter_stored(body, broker_name=queue.broker_name)
+        if message.queue_offset >= offset and subscription.matches(message.tags)
+    ]

@@ -123,7 +123,10 @@ class BatchSender:
             self.requests += 1
             self.retries += failures > 0
             try:
-                response = await self._attempt(address, code, header, body, deadline)
+                left = min(self._config.attempt_timeout_s, deadline - loop.time())
+                response = await self._session.ask_leader(
+                    queue.broker_name, address, code, header, body, timeout_s=left
+                )
                 self._session.note_answer(queue.broker_name, address, response)
                 if response.code in STATUS:
                     return self._succeed(queue, batch, response)
@@ -136,41 +139,32 @@ class BatchSender:
             self._count(batch, verdict.definite)
             if not verdict.definite and not self._config.retry_unknown:
                 return self._fail(batch, error)
-            match verdict.step:
-                case Step.FIND_LEADER:
-                    hints += 1
-                    if may_leave and not self._session.has_leader(queue.broker_name):
-                        self._session.seek_leader(queue.broker_name)
-                        return Outcome(again=batch)
-                case Step.WAIT:
-                    hints = 0
-                    await self._pause(failures, deadline)
-                case Step.ELSEWHERE:
-                    if max(item.refusals for item in batch) >= self._config.refusals_max:
-                        return self._fail(batch, error)
-                    for item in batch:
-                        item.refusals += 1
-                    self._session.refresh_soon(queue.topic)
-                    await self._pause(failures, deadline)
-                    if may_leave:
-                        return Outcome(again=batch)
-                case Step.GIVE_UP:
-                    if len(batch) > 1:
-                        return await self._one_by_one(queue, batch, may_leave=may_leave)
+            hints = hints + 1 if verdict.step is Step.FIND_LEADER else 0
+            if verdict.step is Step.GIVE_UP:
+                if len(batch) > 1:
+                    return await self._one_by_one(queue, batch, may_leave=may_leave)
+                return self._fail(batch, error)
+            if verdict.step is Step.ELSEWHERE:
+                if max(item.refusals for item in batch) >= self._config.refusals_max:
                     return self._fail(batch, error)
+                for item in batch:
+                    item.refusals += 1
+            if await self._prepare_retry(queue, verdict.step, failures, deadline) and may_leave:
+                return Outcome(again=batch)
 
-    async def _attempt(
-        self,
-        address: str,
-        code: RequestCode,
-        header: dict[str, object],
-        body: bytes,
-        deadline: float,
-    ) -> Command:
-        left = deadline - asyncio.get_running_loop().time()
-        return await self._session.remoting.request(
-            address, code, header, body, timeout_s=min(self._config.attempt_timeout_s, left)
-        )
+    async def _prepare_retry(
+        self, queue: MessageQueue, step: Step, failures: int, deadline: float
+    ) -> bool:
+        """Waits or asks as the step needs; returns whether another group is a better place now."""
+        if step is Step.FIND_LEADER:
+            if self._session.has_leader(queue.broker_name):
+                return False
+            self._session.seek_leader(queue.broker_name)
+            return True
+        if step is Step.ELSEWHERE:
+            self._session.refresh_soon(queue.topic)
+        await self._pause(failures, deadline)
+        return step is Step.ELSEWHERE
 
     async def _pause(self, failures: int, deadline: float) -> None:
         left = deadline - asyncio.get_running_loop().time()

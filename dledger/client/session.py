@@ -45,6 +45,7 @@ from dledger.remoting.bodies import (
     ClusterInfo,
     ConsumerData,
     decode_cluster_info,
+    decode_kv_table,
     decode_topic_route,
 )
 from dledger.remoting.client import ClientConfig, ClientConnection, RemotingClient
@@ -54,6 +55,7 @@ from dledger.remoting.headers import GetRouteHeader, to_ext
 
 logger = logging.getLogger(__name__)
 
+_SILENCE_S = 0.5  # without an answer, until the other replicas are asked
 _GUESS_REFRESH_S = 1.0  # a topic that is about to be created gets its real route soon
 
 
@@ -259,6 +261,62 @@ class ClientSession:
         """Learns from an attempt that got no answer."""
         if isinstance(error, (ConnectFailedError, ConnectionLostError, RequestTimeoutError)):
             self.routes.book(broker_name).failed(address, self.now_ms())
+
+    async def ask_leader(
+        self,
+        broker_name: str,
+        address: str,
+        code: RequestCode,
+        ext: Ext,
+        body: bytes,
+        *,
+        timeout_s: float,
+    ) -> Command:
+        """Sends a request to a leader, but does not wait long for one that has been replaced.
+
+        A process that is stopped, or beyond a broken network, keeps its connection and just does
+        not answer. So after a while of silence the other replicas are asked; once one of them says
+        that it serves as leader, the attempt is given up.
+
+        Raises:
+            RequestTimeoutError: No answer, or another replica leads meanwhile. Indefinite.
+            Otherwise as `RemotingClient.request`.
+        """
+        request = asyncio.get_running_loop().create_task(
+            self.remoting.request(address, code, ext, body, timeout_s=timeout_s)
+        )
+        try:
+            done, _ = await asyncio.wait({request}, timeout=_SILENCE_S)
+            while not done:
+                if await self._find_successor(broker_name, address):
+                    raise RequestTimeoutError(f"no answer from {address}, which leads no more")
+                done, _ = await asyncio.wait({request}, timeout=_SILENCE_S)
+            return request.result()
+        finally:
+            request.cancel()
+
+    async def _find_successor(self, broker_name: str, silent: str) -> bool:
+        """Whether a replica other than the silent one says that it serves as leader."""
+        book = self.routes.book(broker_name)
+        others = [address for address in book.addresses if address != silent]
+        answers = await asyncio.gather(*(self._serves(address) for address in others))
+        for address, serves in zip(others, answers, strict=True):
+            if serves:
+                book.failed(silent, self.now_ms())
+                book.succeeded(address)
+                return True
+        return False
+
+    async def _serves(self, address: str) -> bool:
+        try:
+            response = await self.remoting.request(
+                address,
+                RequestCode.GET_BROKER_RUNTIME_INFO,
+                timeout_s=self.config.probe_timeout_s,
+            )
+            return decode_kv_table(response.body).get("raftServing") == "true"
+        except DLedgerError:
+            return False
 
     async def call_leader(
         self,

@@ -136,7 +136,12 @@ class Producer:
         queue: Target,
         shard_key: str | None,
     ) -> None:
-        inner = self._inner.send(message, queue=queue, shard_key=shard_key)
+        try:
+            inner = self._inner.send(message, queue=queue, shard_key=shard_key)
+        except Exception as error:  # a wrong type, say; the caller is in another thread
+            self._room.release()
+            future.set_exception(error)
+            return
 
         def settle(done: asyncio.Future[SendResult]) -> None:
             self._room.release()

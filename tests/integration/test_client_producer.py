@@ -278,6 +278,24 @@ def test_no_answer_is_unknown_and_tried_again() -> None:
     run(scenario, config(attempt_timeout_s=0.2))
 
 
+def test_a_silent_leader_is_left_as_soon_as_another_one_serves() -> None:
+    """A stopped process keeps its connections: only the others can tell that it is out."""
+
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        loop = asyncio.get_running_loop()
+        group = cluster.group
+        await producer.send(Message("t", b"before"), queue=0)
+        group.replicas[0].faults += [Fault(), Fault()]  # no answers
+        loop.call_later(0.7, group.elect, 2)
+        begin = loop.time()
+        result = await producer.send(Message("t", b"x"), queue=0)
+        assert loop.time() - begin < 2.5
+        assert (result.attempts, result.outcome_unknown_attempts) == (2, 1)
+        assert group.bodies("t", 0) == [b"before", b"x"]
+
+    run(scenario, config(attempt_timeout_s=8.0))
+
+
 def test_time_runs_out_definitely_when_nothing_could_be_sent() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         group = cluster.group
@@ -399,6 +417,18 @@ def test_sending_goes_on_without_nameservers_once_the_route_is_known() -> None:
         await group.replicas[0].kill()
         result = await producer.send(Message("t", b"y"), queue=0)
         assert result.queue_offset == 1
+
+    run(scenario)
+
+
+def test_a_nameserver_that_comes_back_soon_is_waited_for() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await cluster.stop_nameserver()
+        future = producer.send(Message("t", b"x"))
+        await asyncio.sleep(0.1)
+        assert not future.done()
+        await cluster.start_nameserver()
+        await future
 
     run(scenario)
 

@@ -99,6 +99,14 @@ def test_several_threads_share_a_producer() -> None:
         assert len(sender.queues("t")) == 4
 
 
+def test_a_wrong_type_is_told_to_its_caller() -> None:
+    with running() as cluster, producer(cluster) as sender:
+        with pytest.raises(AttributeError):
+            sender.send("not a message")  # type: ignore[arg-type]
+        cluster.create_topic("t")
+        sender.send(Message("t", b"x"))
+
+
 def test_close_drains_what_was_submitted() -> None:
     with running() as cluster:
         cluster.create_topic("t")

@@ -360,7 +360,10 @@ class FakeReplica:
         )
 
     def _on_get_broker_runtime_info(self, connection: Connection, command: Command) -> None:
-        table = {"replicaId": f"{self.group.name}-{self.number}", "raftRole": "leader"}
+        table = {
+            "replicaId": f"{self.group.name}-{self.number}",
+            "raftServing": "true" if self.leads else "false",
+        }
         connection.reply(command, 0, None, None, encode_kv_table(table))
 
     def _on_view_message_by_id(self, connection: Connection, command: Command) -> None:
