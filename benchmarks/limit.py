@@ -10,6 +10,7 @@ no Raft, no parsing, no messages: what a replicated broker with the same durabil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -35,7 +36,9 @@ def sink(listener: socket.socket, directory: str, name: str) -> None:
         os.pwrite(descriptor, buffer[:size], total % (FILE_BYTES - READ_BYTES))
         os.fdatasync(descriptor)
         total += size
-        connection.sendall(total.to_bytes(8, "big"))
+        # The source leaves as soon as the other peer has confirmed everything.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(total.to_bytes(8, "big"))
     os.close(descriptor)
 
 

@@ -57,7 +57,7 @@ class AppenderConfig:
             gathering, which makes entries larger exactly when the disk or network is slow.
     """
 
-    command_bytes_max: int = 512 * 1024
+    command_bytes_max: int = 128 * 1024
     request_bytes_max: int = 6 * 1024 * 1024
     pending_bytes_max: int = 48 * 1024 * 1024
     commands_in_flight_max: int = 64

@@ -209,10 +209,14 @@ class Broker:
         await parts.raft.stop()
         await self._tasks.close()
         await parts.client.close()
+        # The state may be called clean only if the log below it is durable: after a power cut it
+        # must not know entries that the log lost.
+        is_log_closed = False
         try:
             parts.log.close()
+            is_log_closed = True
         finally:
-            parts.store.close(clean=is_healthy)
+            parts.store.close(clean=is_healthy and is_log_closed)
         self._parts = None
         logger.info("broker stopped: replica=%s", self.config.replica_id)
 

@@ -45,22 +45,22 @@ class RaftConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value <= 0:
-                raise ConfigError(f"raft.{name}", value, "must be greater than 0")
+                raise ConfigError(name, value, "must be greater than 0")
         if self.election_timeout_min_ms <= 3 * self.heartbeat_ms:
             raise ConfigError(
-                "raft.election_timeout_min_ms",
+                "election_timeout_min_ms",
                 self.election_timeout_min_ms,
                 f"must exceed three heartbeats ({3 * self.heartbeat_ms} ms)",
             )
         if self.election_timeout_max_ms <= self.election_timeout_min_ms:
             raise ConfigError(
-                "raft.election_timeout_max_ms",
+                "election_timeout_max_ms",
                 self.election_timeout_max_ms,
-                "must exceed raft.election_timeout_min_ms",
+                "must exceed election_timeout_min_ms",
             )
         if self.check_quorum_ms <= self.election_timeout_min_ms:
             raise ConfigError(
-                "raft.check_quorum_ms",
+                "check_quorum_ms",
                 self.check_quorum_ms,
-                "must exceed raft.election_timeout_min_ms",
+                "must exceed election_timeout_min_ms",
             )
