@@ -24,6 +24,7 @@ from dledger.client.sync_admin import Admin
 from dledger.errors import DLedgerError
 from dledger.message import Message
 from dledger.model import MessageQueue
+from store.record import RecordScanner, ScanStop, encode_record
 from tests.support.process_cluster import (
     address_of,
     followers,
@@ -178,8 +179,10 @@ def test_a_torn_last_record_is_cut_and_comes_again_from_the_others(cluster: Loca
         load.wait_acknowledged(500)
         victim = wait_leader(cluster)
         cluster.kill(victim)
-        _tear(segments(cluster, victim)[-1])
+        segment = segments(cluster, victim)[-1]
+        _tear(segment)
         restart(cluster, victim)
+        assert "torn tail cut" in cluster.log_path(victim).read_text()
         load.wait_acknowledged(100)
     load.check()
     cluster.wait(whole)
@@ -187,12 +190,16 @@ def test_a_torn_last_record_is_cut_and_comes_again_from_the_others(cluster: Loca
 
 
 def _tear(segment: Path) -> None:
-    """Leaves half of the last record, as a crash in the middle of a write does."""
-    data = segment.read_bytes()
-    end = len(data.rstrip(b"\0"))
+    """Leaves half of the next record, as a crash in the middle of a write does."""
+    base = int(segment.name)
+    scanner = RecordScanner(
+        memoryview(segment.read_bytes()), base, index=0, term=0, record_bytes_max=16 * MIB
+    )
+    assert scanner.advance(1 << 40) is ScanStop.BLANK
+    record = encode_record(base + scanner.position, scanner.index + 1, scanner.term, b"x" * 500)
     with segment.open("r+b") as file:
-        file.seek(end - 40)
-        file.write(bytes(40))
+        file.seek(scanner.position)
+        file.write(record[: len(record) // 2])
 
 
 def test_a_flipped_bit_is_refused_with_its_place_and_the_group_goes_on(
