@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import jepsen_run
 from cli.console import say, say_json
 from cli.errors import CommandError, ExitCode
 from cli.options import JsonOption
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jepsen_tests.checkers.verdict import Verdict
 
 app = typer.Typer(help="Fault injection, simulation and history checks.", no_args_is_help=True)
+app.command("run")(jepsen_run.run)
 
 
 @app.command("check")

@@ -78,7 +78,8 @@ def probe_capabilities() -> Capabilities:
     nft = tbf = "no network namespace"
     if netns is None:
         try:
-            table = "add table bridge dl\nadd chain bridge dl f { type filter hook forward priority 0; }"
+            hook = "{ type filter hook forward priority 0; }"
+            table = f"add table bridge dl\nadd chain bridge dl f {hook}"
             nft = try_tool(["ip", "netns", "exec", name, "nft", "-f", "-"], stdin=table) or ""
             tbf = _probe_tbf(name)
         finally:

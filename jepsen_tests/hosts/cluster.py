@@ -54,7 +54,7 @@ class ClusterPlan:
 
 
 class ClusterUnderTest:
-    """Starts, asks, kills, pauses and restarts the processes. One thread at a time, but `status`."""
+    """Starts, asks, kills, pauses and restarts processes. One thread at a time, but `status`."""
 
     nameserver_host = "ns0"
 
@@ -210,9 +210,7 @@ class ClusterUnderTest:
             for replica in self.plan.replica_ids(group)
         ]
         nameserver = self.addressing.control(self.nameserver_host)
-        return self.network.call(
-            lambda: ask_cluster([nameserver], questions, timeout_s=timeout_s)
-        )
+        return self.network.call(lambda: ask_cluster([nameserver], questions, timeout_s=timeout_s))
 
     def leader(self, group: str) -> str | None:
         """Returns the serving leader of a group, of the highest term."""

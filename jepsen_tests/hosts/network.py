@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from jepsen_tests.hosts.cleanup import CleanUp
 from jepsen_tests.hosts.namespace_thread import NamespaceThread
@@ -187,7 +187,9 @@ class NamespaceNetwork:
         """Returns (packets dropped, packets held back) by a host's rate limit."""
         space = self._spaces[host]
         text = run_tool(["tc", "-n", space, "-s", "-j", "qdisc", "show", "dev", "e0"])
-        found = next((q for q in json.loads(text or "[]") if q.get("kind") == "tbf"), {})
+        found: dict[str, Any] = next(
+            (q for q in json.loads(text or "[]") if q.get("kind") == "tbf"), {}
+        )
         return int(found.get("drops", 0)), int(found.get("overlimits", 0))
 
     def reset(self) -> None:

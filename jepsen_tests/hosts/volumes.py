@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -75,7 +76,7 @@ class ImageVolumes:
             self.mount_point(replica).mkdir()
             self._new_boot_id(replica)
             self._mount(replica)
-            clean_up.add(f"image of {replica}", lambda name=replica: self._unmount(name))
+            clean_up.add(f"image of {replica}", partial(self._unmount, replica))
 
     def mount_point(self, replica: str) -> Path:
         """Returns where a replica's image is mounted."""
