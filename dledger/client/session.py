@@ -133,7 +133,7 @@ class ClientSession:
         await self._finder.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._started:
-            await self._heartbeats.say_goodbye()
+            await self._heartbeats.close()
         await self.remoting.close()
 
     def check_open(self) -> None:

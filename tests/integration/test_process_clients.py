@@ -105,6 +105,32 @@ async def _timed_poll(consumer: AsyncPushConsumer) -> float:
     return time.monotonic()
 
 
+def test_a_stopped_follower_holds_no_consumer_up(cluster: LocalCluster) -> None:
+    produce(cluster, [b"x"])
+    follower = followers(cluster, wait_leader(cluster))[0]
+    cluster.kill(follower, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        push = PushConsumer(
+            "push",
+            subscriptions={"t": "*"},
+            nameserver=cluster.nameserver,
+            consume_from=ConsumeFrom.EARLIEST,
+        )
+        with push:
+            assert push.poll(10).body == b"x"
+            push_s = time.monotonic() - began
+        began = time.monotonic()
+        with PullConsumer("pull", nameserver=cluster.nameserver) as pull:
+            assert pull.pull(QUEUE)
+            pull.commit()
+            pull_s = time.monotonic() - began
+    finally:
+        cluster.kill(follower, signal.SIGCONT)
+    assert push_s < 1.5
+    assert pull_s < 1.5
+
+
 # --- committed offsets --------------------------------------------------------------------------
 
 
