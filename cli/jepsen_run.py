@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from jepsen_tests.runner import RunResult
 
 _RESULTS = Path("jepsen-results")
-_INSIDE = "DLEDGER_JEPSEN_NAMESPACE"
 _REPLICA_COUNTS = (1, 3, 5)
 
 OutOption = Annotated[
@@ -96,11 +95,10 @@ def _prepare() -> Capabilities:
     from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
 
     able = probe_capabilities()
-    if able.backend is Backend.NETNS_USER and not os.environ.get(_INSIDE):
+    if able.backend is Backend.NETNS_USER and not able.nested:
         script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && exec "$@"'
         again = [sys.executable, "-P", "-m", "cli", *sys.argv[1:]]
         command = ["unshare", "-rnm", "sh", "-c", script, "sh", *again]
-        os.environ[_INSIDE] = "1"
         try:
             os.execvp(command[0], command)  # noqa: S606
         except OSError as error:

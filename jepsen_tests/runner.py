@@ -32,6 +32,7 @@ from jepsen_tests.nemeses.base import Bench, Nemesis
 from jepsen_tests.nemeses.monitor import Monitor
 from jepsen_tests.nemeses.registry import make_nemeses
 from jepsen_tests.options import RunOptions
+from jepsen_tests.report.writer import write_report
 from jepsen_tests.run_log import RunLog, merge_histories
 from jepsen_tests.schedule import Schedule
 from jepsen_tests.worker_pool import WorkerPool
@@ -291,8 +292,6 @@ class _Run:
 
     def conclude(self, skipped: dict[str, str]) -> RunResult:
         """Puts the history together, judges it, and writes the report."""
-        from jepsen_tests.report.writer import write_report
-
         self.log.close()
         parts = [self.log.path, *sorted((self.folder / "workers").glob("history-*.jsonl"))]
         history = self.folder / "history.jsonl"
@@ -315,7 +314,9 @@ class _Run:
         if result.outcome is Outcome.VALID and (self.problems or skipped):
             result.reasons += [f"{name}: {reason}" for name, reason in skipped.items()]
             result.outcome = Outcome.UNKNOWN
-        write_report(result, self.options, self.able, self.log, history)
+        write_report(
+            result, self.options, self.able, self.log, history, self.cluster.replicas, versions()
+        )
         if result.outcome is not Outcome.VIOLATED and not self.options.keep_data:
             remove_tree(self.folder / "data")
         return result

@@ -99,7 +99,8 @@ class Schedule:
         """Waits until the cluster serves again; if it does not, the load goes on all the same."""
         begin = time.monotonic()
         while time.monotonic() - begin < _RECOVER_S:
-            if self._bench.cluster.status(0.3).is_serving:
+            status = self._bench.cluster.status(0.3)
+            if status.is_serving and self._bench.monitor.knows(status):
                 return
             self._sleep(0.1)
         details = {"afterSeconds": _RECOVER_S}
