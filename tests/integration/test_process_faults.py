@@ -309,6 +309,26 @@ def _can_send(producer: Producer) -> bool:
     return True
 
 
+def test_disks_that_fill_up_to_the_last_byte_under_load(tmp_path: Path) -> None:
+    """Faster than anybody looks: what is committed has to wait for room to be applied."""
+    names = [f"broker-a-{number}" for number in range(3)]
+    with cluster_on_small_disks(tmp_path, names) as cluster:
+        with Load(cluster.nameserver, send_timeout_s=2.0) as load:
+            load.wait_acknowledged(2000)
+            ballasts = [take_space(cluster.directory / name, 0) for name in names]
+            until(lambda: len(load.refused) > 100)
+            log_bytes = [replica.log_bytes for replica in cluster.status().groups[0].replicas]
+            time.sleep(2)
+            for replica, before in zip(cluster.status().groups[0].replicas, log_bytes, strict=True):
+                assert replica.log_bytes - before < MIB, "refused, and yet the log grows"
+            for ballast in ballasts:
+                ballast.unlink()
+            load.wait_acknowledged(200)
+        load.check()
+        cluster.wait(whole)
+        assert not cluster.failures()
+
+
 def test_a_full_disk_of_a_follower_stops_nobody_else(tmp_path: Path) -> None:
     with cluster_on_small_disks(tmp_path, ["broker-a-0"]) as cluster:
         if wait_leader(cluster) == "broker-a-0":
@@ -454,25 +474,27 @@ def garbage(chance: random.Random) -> list[bytes]:
     ]
 
 
-def test_strangers_on_both_ports_harm_nobody(cluster: LocalCluster) -> None:
+def test_strangers_on_every_port_harm_nobody(cluster: LocalCluster) -> None:
     leader = wait_leader(cluster)
     term = cluster.status().groups[0].term
     pid = cluster.pid(leader)
     assert pid is not None
     chance = random.Random(9)
     held: list[socket.socket] = []
+    places = [place for _, place in cluster.layout.replicas()]
+    addresses = [place.address for place in places] + [place.raft_address for place in places]
+    addresses.append(cluster.nameserver)
     with Load(cluster.nameserver) as load:
         load.wait_acknowledged(500)
         with MemoryWatch(pid) as memory:
             for _ in range(6):
-                for name in (leader, *followers(cluster, leader)):
-                    for address in (address_of(cluster, name), raft_address_of(cluster, name)):
-                        host, port = address.split(":")
-                        for data in garbage(chance):
-                            peer = socket.create_connection((host, int(port)), 5)
-                            with contextlib.suppress(OSError):
-                                peer.sendall(data)
-                            held.append(peer)
+                for address in addresses:
+                    host, port = address.split(":")
+                    for data in garbage(chance):
+                        peer = socket.create_connection((host, int(port)), 5)
+                        with contextlib.suppress(OSError):
+                            peer.sendall(data)
+                        held.append(peer)
             load.wait_acknowledged(500)
         for peer in held:
             peer.close()
@@ -484,8 +506,8 @@ def test_strangers_on_both_ports_harm_nobody(cluster: LocalCluster) -> None:
     status = cluster.wait(whole)
     assert (status.groups[0].leader, status.groups[0].term) == (leader, term)
     assert not cluster.failures()
-    for _, place in cluster.layout.replicas():
-        log = cluster.log_path(place.id).read_text()
+    for name in ("nameserver-0", *(place.id for place in places)):
+        log = cluster.log_path(name).read_text()
         assert "Traceback" not in log
         assert " ERROR " not in log
 
