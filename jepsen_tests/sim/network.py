@@ -69,6 +69,7 @@ class Network:
         self.digest = hashlib.blake2b(digest_size=8)
         self.delivered = 0
         self.delivered_bytes = 0
+        self.traffic: dict[tuple[str, str], list[int]] = {}  # deliveries and bytes by link
         self.held_back = 0  # deliveries that a fault kept from happening: proof that faults bite
         self.split_chance = 0.02
         self._next_id = 1
@@ -560,6 +561,9 @@ class Endpoint(asyncio.Transport):
             network = self.network
             network.note(data)
             network.delivered_bytes += len(data)
+            traffic = network.traffic.setdefault(self.peer.out.pair, [0, 0])
+            traffic[0] += 1
+            traffic[1] += len(data)
             self._consumed(len(data))
             if self._closing:
                 continue
