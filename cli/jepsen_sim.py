@@ -35,7 +35,9 @@ def sim(
     seconds: Annotated[
         float | None, typer.Option(help="Virtual seconds under faults; else the seed decides.")
     ] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Print the story of the first seed.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Print the story of the first seed.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Where violating runs leave history and trace.")
     ] = None,

@@ -271,7 +271,9 @@ CONTROLS: dict[str, Control] = {
     "rule-c": Control("commit index not clamped to what matches", _engine(CommitsUnmatched)),
     "rule-d": Control("one index back a heartbeat", _engine(GoesBackOneByOne)),
     "rule-e": Control("replies of earlier terms count", _engine(BelievesOldReplies)),
-    "confirm-unsynced": Control("followers confirm what is written", _engine(ConfirmsBeforeDurable)),
+    "confirm-unsynced": Control(
+        "followers confirm what is written", _engine(ConfirmsBeforeDurable)
+    ),
     "count-unsynced": Control("the leader counts its unsynced log", _engine(CountsItselfUnsynced)),
     "vote-anyone": Control("votes whatever the candidate's log", _engine(VotesForAnyone)),
     "sync-swallowed": Control("the disk ignores syncs", _ignore_syncs),

@@ -116,7 +116,10 @@ class Network:
         """Ends every degradation."""
         self.heal()
         for pair, link in self.links.items():
-            link.rate = 0.0
+            if link.rate:
+                link.rate = 0.0
+                for pipe in list(self.pipes.get(pair, {}).values()):
+                    pipe.hurry()
             if pair[0] != pair[1]:
                 link.delay_s, link.jitter_s = self.delay_s, self.jitter_s
 
@@ -380,6 +383,15 @@ class _Pipe:
     def _check_timeout(self, stuck_at: float) -> None:
         if self.stuck_at == stuck_at and not self.source.is_lost:
             self.source.lose(TimeoutError("ETIMEDOUT (simulated)"))
+
+    def hurry(self) -> None:
+        """The link is fast again: what waits for its turn arrives now."""
+        network = self.network
+        now = network.loop.time()
+        self.queue = deque((min(at, now), data) for at, data in self.queue)
+        self.arrival = now
+        if self.queue and not self.is_stuck:
+            network.after(0.0, self._fire)
 
     def healed(self, delay_s: float) -> None:
         """Lets what waited arrive after a while."""

@@ -92,6 +92,7 @@ class RaftServer:
         name = process.name if process else host.name
         self._failed = world.loop.create_future()
         log = self.log = self.open_log()
+        world.oracle.watch(name, log)
         self.machine = self.machine_class(self.state(), world, name)
         random = Random(f"{world.plan.seed}/{name}")
         node = self._make_node(log, random)
