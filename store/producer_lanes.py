@@ -54,7 +54,7 @@ class LaneLimits:
         for name, ceiling in (("lanes_max", 10_000_000), ("idle_s", 2**31), ("batches_max", 64)):
             value = getattr(self, name)
             if not 1 <= value <= ceiling:
-                raise ConfigError(f"idempotence.{name}", value, f"must lie in 1..{ceiling}")
+                raise ConfigError(name, value, f"must lie in 1..{ceiling}")
 
 
 class SendRecord(NamedTuple):
@@ -71,7 +71,7 @@ class SendRecord(NamedTuple):
     topic_id: int
     queue_id: int
     queue_offset: int
-    count: int
+    message_count: int
     physical_offset: int
 
 
@@ -79,7 +79,7 @@ class LaneBatch(NamedTuple):
     """What a lane remembers of one request; see `SendRecord`."""
 
     sequence: int
-    count: int
+    message_count: int
     queue_offset: int
     physical_offset: int
 
@@ -103,9 +103,9 @@ def find_batch(lane: bytes | None, sequence: int, count: int) -> LaneBatch | Rep
         return Repeated.NO
     next_sequence = 0
     for batch in _batches(lane):
-        if batch.sequence == sequence and batch.count == count:
+        if batch.sequence == sequence and batch.message_count == count:
             return batch
-        next_sequence = batch.sequence + batch.count
+        next_sequence = batch.sequence + batch.message_count
     return Repeated.NO if sequence >= next_sequence else Repeated.TOO_OLD
 
 
@@ -149,7 +149,9 @@ class LaneChanges:
         elif limits.batches_max > 1:
             start = len(lane) - LANE_BATCH.size * (limits.batches_max - 1)
             kept = lane[max(LANE_HEAD.size, start) :]
-        batch = LANE_BATCH.pack(send.sequence, send.count, send.queue_offset, send.physical_offset)
+        batch = LANE_BATCH.pack(
+            send.sequence, send.message_count, send.queue_offset, send.physical_offset
+        )
         self.changed[key] = LANE_HEAD.pack(index, number, timestamp_ms) + kept + batch
         for _ in range(DROPPED_PER_SEND_MAX):
             oldest = self._find_oldest()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
@@ -67,6 +68,7 @@ class AsyncProducer:
         nameserver: str | Sequence[str] | None = None,
         config: ProducerConfig | None = None,
         clock: Clock | None = None,
+        producer_id: int | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing.
 
@@ -76,6 +78,8 @@ class AsyncProducer:
                 `DLEDGER_NAMESERVER`.
             config: Timeouts and limits.
             clock: For tests.
+            producer_id: For tests: the number under which brokers recognise repeated sends; by
+                default 64 random bits.
 
         Raises:
             ConfigError, InvalidParameterError: An argument is wrong.
@@ -89,7 +93,9 @@ class AsyncProducer:
         )
         self._clock = clock
         self._encoder = MessageEncoder(self.config, UniqueKeyGenerator(clock))
-        self._sender = BatchSender(self._session, self.config, group, clock)
+        if producer_id is None:
+            producer_id = int.from_bytes(os.urandom(8), "big")
+        self._sender = BatchSender(self._session, self.config, group, clock, producer_id)
         self._topics: dict[str, TopicLines] = {}
         self._dirty: set[str] = set()
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()
