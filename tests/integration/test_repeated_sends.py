@@ -210,6 +210,5 @@ def test_leaders_killed_in_the_middle_of_sends_leave_no_message_twice(cluster: L
         assert not any(result.may_be_twice for result in results.values())
         unknown = [result for result in results.values() if result.outcome_unknown_attempts]
         assert unknown, "no send was cut off: the run shows nothing"
-        print(len(results), len(unknown), sum(result.deduplicated for result in unknown))
 
     asyncio.run(run())
