@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
@@ -27,6 +26,7 @@ from dledger.client.sending import (
     BatchSender,
     Outcome,
     final_error,
+    producer_id_of,
     send_header,
     total_messages,
 )
@@ -68,7 +68,7 @@ class AsyncProducer:
         nameserver: str | Sequence[str] | None = None,
         config: ProducerConfig | None = None,
         clock: Clock | None = None,
-        producer_id: int | None = None,
+        unique_keys: UniqueKeyGenerator | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing.
 
@@ -78,8 +78,7 @@ class AsyncProducer:
                 `DLEDGER_NAMESERVER`.
             config: Timeouts and limits.
             clock: For tests.
-            producer_id: For tests: the number under which brokers recognise repeated sends; by
-                default 64 random bits.
+            unique_keys: For tests.
 
         Raises:
             ConfigError, InvalidParameterError: An argument is wrong.
@@ -92,10 +91,11 @@ class AsyncProducer:
             self.config.session, nameserver_addresses(nameserver), clock, producer_group=group
         )
         self._clock = clock
-        self._encoder = MessageEncoder(self.config, UniqueKeyGenerator(clock))
-        if producer_id is None:
-            producer_id = int.from_bytes(os.urandom(8), "big")
-        self._sender = BatchSender(self._session, self.config, group, clock, producer_id)
+        unique_keys = unique_keys or UniqueKeyGenerator(clock)
+        self._encoder = MessageEncoder(self.config, unique_keys)
+        self._sender = BatchSender(
+            self._session, self.config, group, clock, producer_id_of(unique_keys())
+        )
         self._topics: dict[str, TopicLines] = {}
         self._dirty: set[str] = set()
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()

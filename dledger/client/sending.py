@@ -9,6 +9,7 @@ stays together and where it is, until it is acknowledged or the time of its last
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,11 @@ def send_header(
     return header
 
 
+def producer_id_of(unique_key: str) -> str:
+    """Returns the id of the producer that made this key: as unique as the key, in 64 bits."""
+    return hashlib.blake2b(unique_key.encode(), digest_size=8).hexdigest()
+
+
 class BatchSender:
     """Sends batches for one producer; the next one to a queue only when the last has ended.
 
@@ -100,10 +106,10 @@ class BatchSender:
         config: ProducerConfig,
         group: str,
         clock: Clock,
-        producer_id: int,
+        producer_id: str,
     ) -> None:
         self._session = session
-        self._producer_id = f"{producer_id:016x}"
+        self._producer_id = producer_id
         self._sequences: dict[MessageQueue, int] = {}
         self._plain: set[str] = set()  # broker names that do not recognise repetitions
         self._config = config

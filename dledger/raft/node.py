@@ -269,7 +269,9 @@ class RaftNode:
         Raises:
             NotLeaderError: This replica does not serve, or stopped serving meanwhile.
         """
-        if self._serving_term is None:
+        # Not `_serving_term`: a message may have deposed this leader a moment ago, and its broadcast
+        # would carry the new term, as if two led in it.
+        if self._stopped or not self.is_serving:
             raise NotLeaderError(self.leader_id, self.term)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         commit_index = self.commit_index
