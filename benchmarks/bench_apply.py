@@ -124,7 +124,8 @@ async def run(
         micro = 1e6 / done
         print(
             f"{turn:6} {request:7} {producers:9} {keyed:>10} {numbered!s:>8} | "
-            f"{gather_s * micro:6.2f} {raft.encode_s * micro:6.2f} {raft.apply_s * micro:6.2f} us | "
+            f"{gather_s * micro:6.2f} {raft.encode_s * micro:6.2f} "
+            f"{raft.apply_s * micro:6.2f} us | "
             f"{store.statistics().used_bytes / done:5.0f} bytes of state a message"
         )
         store.close(clean=False)
