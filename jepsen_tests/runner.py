@@ -43,7 +43,8 @@ from jepsen_tests.workloads.registry import NOT_YET, Workload, find_workload
 
 ACKS_MIN_PER_S = 50
 FINAL_INDEX = 90
-_DRAIN_S = 15.0
+_STOP_S = 15.0
+_DRAIN_S = 75.0
 _FINAL_S = 120.0
 _PROGRESS_S = 1.0
 _HARNESS_BROKER = "jepsen_tests.hosts.broker"
@@ -221,14 +222,18 @@ class _Run:
         load_end_ns = self.log.phase("heal")
         self.network.reset()
         self.figures["loadSeconds"] = round((load_end_ns - self.load_begin_ns) / 1e9, 3)
-        for name, reason in self.pool.stop(_DRAIN_S).items():
-            self.problems.append(f"{name}: {reason}")
+        self._stop_workers(_STOP_S, draining=False)
         for replica in self.cluster.replicas:
             self.cluster.start(replica)
         begin = time.monotonic()
         self.cluster.wait_healthy()
         self.figures["healthyAfterSeconds"] = round(time.monotonic() - begin, 3)
         self.log.phase("drain")
+        self._stop_workers(_DRAIN_S, draining=True)
+
+    def _stop_workers(self, timeout_s: float, *, draining: bool) -> None:
+        for name, reason in self.pool.stop(timeout_s, draining=draining).items():
+            self.problems.append(f"{name}: {reason}")
 
     def _final(self) -> None:
         self.log.phase("final")
@@ -248,7 +253,7 @@ class _Run:
             queue_count=self.workload.queue_count,
             replicas={name: addressing.control(name) for name in self.cluster.replicas},
             seed=options.seed * 1000 + index,
-            rate=options.rate / clients,
+            rate=min(options.rate or 1e9, self.workload.rate_max) / clients,
         )
 
     def _count(self) -> None:

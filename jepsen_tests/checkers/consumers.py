@@ -178,11 +178,29 @@ class GroupJudge:
             return True
         if any(early.t <= owner.t <= late.t for owner in self.owners_of.get(early.queue, ())):
             return True
+        if not self.info.ordered and self._owned_together(early, late):
+            return True
         unfinished = not any(
             early.t <= ending.t <= late.t and ending.consumer == early.consumer
             for ending in self.ends_of.get(value, ())
         )
         return late.attempt > early.attempt and unfinished  # the broker's time-out
+
+    def _owned_together(self, early: Delivery, late: Delivery) -> bool:
+        """Whether the later owner began from the committed offset while the earlier went on.
+
+        Groups without exclusive queues allow that for the length of a rebalance.
+        """
+        if early.consumer == late.consumer:
+            return False
+        owners = self.owners_of.get(early.queue, ())
+        begins = [o.t for o in owners if o.begins and o.consumer == late.consumer and o.t <= late.t]
+        if not begins:
+            return False
+        ends = [
+            o.t for o in owners if not o.begins and o.consumer == early.consumer and o.t >= early.t
+        ]
+        return begins[-1] <= min(ends, default=NEVER)
 
     # --- D8 ---
 

@@ -140,27 +140,37 @@ class _Intake:
 
     def read(self, source: Source) -> None:
         """Feeds every record to the checkers."""
-        log, counts, acks = self.log, self.counts, self.acks
+        counts, acks = self.counts, self.acks
+        add_append, add_read = self.log.add_append, self.log.add_read
         handlers = self._handlers()
+        appends_ok = reads_ok = 0
         begin = NEVER
         for number, record in enumerate(source()):
-            kind = type(record)
             # The two kinds that make up a long history come first.
-            if kind is Append:
-                log.add_append(number, record)  # type: ignore[arg-type]
-            elif kind is Read:
-                log.add_read(number, record)  # type: ignore[arg-type]
-            elif kind in handlers:
-                handlers[kind](number, record)
+            if isinstance(record, Append):
+                add_append(number, record)
+                if record.status == "ok":
+                    appends_ok += 1
+                    acks.append(record.inv)
+                    continue
+            elif isinstance(record, Read):
+                add_read(number, record)
+                if record.status == "ok":
+                    reads_ok += 1
+                    continue
+            else:
+                kind = type(record)
+                if kind in handlers:
+                    handlers[kind](number, record)
+                begin = min(begin, span_of(record)[0]) if kind is not Meta else begin
             status = getattr(record, "status", None)
             if status is not None:
-                counts[kind, status] += 1
-                inv: int = record.inv  # type: ignore[union-attr]
-                if inv < begin:
-                    begin = inv
-                if status == "ok" and kind is not Read and kind in _WRITES:
-                    acks.append(inv)
-        self.begin = begin
+                counts[type(record), status] += 1
+                if status == "ok" and isinstance(record, _WRITES):
+                    acks.append(record.inv)
+        counts[Append, "ok"] += appends_ok
+        counts[Read, "ok"] += reads_ok
+        self.begin = min(begin, min(self.log.inv, default=NEVER))
 
     def _handlers(self) -> dict[type[Record], Callable[[int, AnyRecord], None]]:
         consumers = self.consumers

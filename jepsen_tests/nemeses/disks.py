@@ -68,9 +68,9 @@ class Tracer:
         return 0
 
     def delayed(self) -> int:
-        """Returns how many calls were made; with a delay, each of them waited."""
+        """Returns how many calls had to wait."""
         with contextlib.suppress(OSError):
-            return self.log.read_text(errors="replace").count(") = ")
+            return self.log.read_text(errors="replace").count("(DELAYED")
         return 0
 
 
