@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         PushConsumerConfig,
         SessionConfig,
     )
+    from dledger.client.filters import Sql
     from dledger.client.producer import AsyncProducer
     from dledger.client.pull_consumer import AsyncPullConsumer
     from dledger.client.push_consumer import AsyncPushConsumer
@@ -60,6 +61,7 @@ __all__ = [
     "SendResult",
     "SendStatus",
     "SessionConfig",
+    "Sql",
     "TopicConfig",
     "TopicDescription",
     "errors",
@@ -74,6 +76,7 @@ _HOMES = {
         "PushConsumerConfig",
         "SessionConfig",
     ),
+    "dledger.client.filters": ("Sql",),
     "dledger.client.producer": ("AsyncProducer",),
     "dledger.client.pull_consumer": ("AsyncPullConsumer",),
     "dledger.client.push_consumer": ("AsyncPushConsumer",),

@@ -13,7 +13,8 @@ from broker import names
 from broker.catalog import Catalog
 from broker.consumers import ClientIdentity
 from broker.context import BrokerContext
-from broker.filters import check_expression_type, check_subscription_size
+from broker.filters import check_subscription_size, is_sql
+from broker.sql_filter import compile_sql
 from dledger.codes import RequestCode, ResponseCode
 from dledger.errors import (
     FlowControlError,
@@ -138,12 +139,13 @@ class ClientProcessor:
         """46: whether the broker can serve a subscription.
 
         Raises:
-            FilterNotSupportedError: Its filter language is not TAG.
+            FilterNotSupportedError: Its filter language is neither TAG nor SQL92.
+            SubscriptionParseError: Its SQL condition makes no sense.
         """
         body = parse_lenient_json(command.body) if command.body else None
         wanted = body.get("subscriptionData") if isinstance(body, dict) else None
-        if isinstance(wanted, dict):
-            check_expression_type(str(wanted.get("expressionType") or "TAG"))
+        if isinstance(wanted, dict) and is_sql(str(wanted.get("expressionType") or "")):
+            compile_sql(str(wanted.get("subString") or ""))
         connection.reply(command)
 
     def consumer_connections(self, connection: Connection, command: Command) -> None:

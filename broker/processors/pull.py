@@ -1,4 +1,4 @@
-"""PULL_MESSAGE (11) and LITE_PULL_MESSAGE (361): reading, tag filtering and long polling.
+"""PULL_MESSAGE (11) and LITE_PULL_MESSAGE (361): reading, filtering and long polling.
 
 Any replica answers from what it has applied, which is committed. Only the serving leader may say
 that an offset lies beyond the end (21), since a client then moves its own offset: and only after a
@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from broker.catalog import Catalog
 from broker.context import FATAL_ERRORS, BrokerContext
-from broker.filters import TagCodes, check_expression_type, parse_tag_expression, subscription_codes
+from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_codes
 from broker.long_polls import ParkedPull
-from broker.pull_scan import Selection
+from broker.pull_scan import Selection, Test
+from broker.sql_filter import SqlFilter, compile_sql
 from dledger.codes import Permission, PullFlag, ResponseCode
 from dledger.errors import (
     DLedgerError,
@@ -32,7 +33,7 @@ from dledger.errors import (
     RequestError,
     TopicNotFoundError,
 )
-from dledger.message import validate_group
+from dledger.message import stored_properties, validate_group
 from dledger.model import TopicConfig
 from dledger.remoting.bodies import SubscriptionData
 from dledger.remoting.commands import Command
@@ -45,6 +46,8 @@ BYTES_DEFAULT = 256 * 1024
 UNITS_PER_READ = 1024
 # With a filter that lets little pass, one pull looks at no more units than this.
 UNITS_SCANNED_MAX = 8192
+# A condition in SQL looks at the messages themselves.
+MESSAGES_TESTED_MAX = 1024
 
 _READ = int(Permission.READ)
 
@@ -73,6 +76,7 @@ class Pull:
         "deadline_ms",
         "offset",
         "queue_id",
+        "sql",
         "topic",
         "topic_id",
     )
@@ -87,6 +91,7 @@ class Pull:
         self.count_max = 1
         self.bytes_max = BYTES_DEFAULT
         self.codes: TagCodes = None
+        self.sql: SqlFilter | None = None
         self.deadline_ms: int | None = None  # None: answer at once
 
 
@@ -273,8 +278,9 @@ class PullProcessor:
         selection = Selection(start, count_max=pull.count_max, size_bytes_max=pull.bytes_max)
         stop = offset_max
         step = pull.count_max
-        if pull.codes is not None:
-            stop = min(stop, start + UNITS_SCANNED_MAX)
+        test = None if pull.sql is None else self._tester(pull.sql)
+        if pull.codes is not None or test is not None:
+            stop = min(stop, start + (MESSAGES_TESTED_MAX if test else UNITS_SCANNED_MAX))
             step = UNITS_PER_READ
         while selection.next_offset < stop and not selection.is_full:
             if selection.count >= pull.count_max:
@@ -283,7 +289,7 @@ class PullProcessor:
             units = store.read_unit_bytes(
                 pull.topic_id, pull.queue_id, selection.next_offset, wanted
             )
-            selection.add(units, pull.codes)
+            selection.add(units, pull.codes, test)
         if selection.count:
             code, status = ResponseCode.SUCCESS, "FOUND"
         else:
@@ -297,6 +303,14 @@ class PullProcessor:
             selection.slices,
             selection.count,
         )
+
+    def _tester(self, sql: SqlFilter) -> Test:
+        read = self._context.log.read
+
+        def test(physical_offset: int, size_bytes: int) -> bool:
+            return sql.matches_raw(stored_properties(read(physical_offset, size_bytes)))
+
+        return test
 
     def _outside(self, start: int, offset_min: int, offset_max: int) -> Outcome:
         not_found = ResponseCode.PULL_NOT_FOUND
@@ -355,7 +369,7 @@ class PullProcessor:
         pull.count_max = min(max(1, header.message_count_max), limits.pull_count_max)
         wanted = header.bytes_max if header.bytes_max and header.bytes_max > 0 else BYTES_DEFAULT
         pull.bytes_max = min(wanted, limits.pull_bytes_max)
-        pull.codes = self._codes(header)
+        pull.codes, pull.sql = self._filter(header)
         if header.sys_flag & PullFlag.SUSPEND and header.suspend_timeout_ms > 0:
             longest_ms = int(config.timing.suspend_max_s * 1000)
             pull.deadline_ms = self._now_ms() + min(header.suspend_timeout_ms, longest_ms)
@@ -391,10 +405,11 @@ class PullProcessor:
             raise GroupNotFoundError(f"subscription group [{name}] does not exist")
         self._catalog.ensure_group_soon(name)
 
-    def _codes(self, header: PullMessageHeader) -> TagCodes:
+    def _filter(self, header: PullMessageHeader) -> tuple[TagCodes, SqlFilter | None]:
         if header.sys_flag & PullFlag.SUBSCRIPTION:
-            check_expression_type(header.expression_type)
-            return parse_tag_expression(header.subscription)
+            if is_sql(header.expression_type):
+                return None, compile_sql(header.subscription)
+            return parse_tag_expression(header.subscription), None
         group = self._context.clients.consumer_group(header.consumer_group)
         if group is None:
             raise SubscriptionNotFoundError("the consumer's group info not exist")
@@ -412,5 +427,6 @@ class PullProcessor:
             raise SubscriptionNotFoundError("the consumer's subscription not exist")
         if wanted.version < header.sub_version:
             raise SubscriptionNotLatestError("the consumer's subscription not latest")
-        check_expression_type(wanted.expression_type)
-        return subscription_codes(wanted.expression, wanted.tags, wanted.codes)
+        if is_sql(wanted.expression_type):
+            return None, compile_sql(wanted.expression)
+        return subscription_codes(wanted.expression, wanted.tags, wanted.codes), None

@@ -24,11 +24,12 @@ from dledger.client.rebalance import difference, strategy
 from dledger.client.redelivery import LocalRedelivery
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
+from dledger.client.subscription_check import check_subscription, wire
 from dledger.codes import RequestCode
 from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
 from dledger.message import ReceivedMessage
 from dledger.model import ConsumeFrom, MessageModel, MessageQueue, PullStatus
-from dledger.remoting.bodies import ConsumerData, SubscriptionData, decode_consumer_ids
+from dledger.remoting.bodies import ConsumerData, decode_consumer_ids
 from dledger.remoting.headers import GetConsumerListHeader
 
 logger = logging.getLogger(__name__)
@@ -90,18 +91,23 @@ class GroupReader:
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Joins the group and begins to read. Needs no broker to be up yet."""
-        for topic in self._subscriptions:
+        """Joins the group and begins to read. Needs no broker to be up yet.
+
+        Raises:
+            BrokerResponseError: A broker refuses a condition in SQL.
+        """
+        for topic, subscription in self._subscriptions.items():
             try:
                 await self._session.route(topic)
             except DLedgerError as error:
                 logger.info("no route yet topic=%s error=%s", topic, error)
+            await check_subscription(self._session, self.group, subscription)
         data = ConsumerData(
             group=self.group,
             consume_type="CONSUME_PASSIVELY",
             message_model=MessageModel.CLUSTERING.value,
             consume_from=self._consume_from.value,
-            subscriptions=[_wire(entry) for entry in self._subscriptions.values()],
+            subscriptions=[wire(entry) for entry in self._subscriptions.values()],
         )
         self._member = self._session.join(data, list(self._subscriptions), self._unbalanced.set)
         self._session.on_route_change(self._route_changed)
@@ -461,13 +467,3 @@ class GroupReader:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("consumer task failed name=%s", task.get_name(), exc_info=error)
-
-
-def _wire(subscription: Subscription) -> SubscriptionData:
-    return SubscriptionData(
-        topic=subscription.topic,
-        expression=subscription.expression,
-        tags=list(subscription.tags),
-        codes=list(subscription.codes),
-        version=subscription.version,
-    )

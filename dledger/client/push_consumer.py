@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from types import TracebackType
 
 from dledger.client.config import PushConsumerConfig, nameserver_addresses
-from dledger.client.filters import subscribe
+from dledger.client.filters import Sql, subscribe
 from dledger.client.group_reader import Delivery, GroupReader
 from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
@@ -40,7 +40,7 @@ class AsyncPushConsumer:
         self,
         group: str,
         *,
-        subscriptions: Mapping[str, str],
+        subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
         config: PushConsumerConfig | None = None,
@@ -50,8 +50,8 @@ class AsyncPushConsumer:
 
         Args:
             group: Consumer group; its members share the messages, and its offsets are kept.
-            subscriptions: Topic to tag expression: `*`, or tags joined by `||`. The same for all
-                members of the group.
+            subscriptions: Topic to tag expression: `*`, or tags joined by `||`; or to a condition
+                on properties, `Sql("a > 5")`. The same for all members of the group.
             nameserver: `host:port`, several joined by `;`, or a sequence; by default the variable
                 `DLEDGER_NAMESERVER`.
             consume_from: Where the group begins in a queue of which it never committed an offset.

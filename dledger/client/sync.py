@@ -17,6 +17,7 @@ from dledger.client.config import (
     PullConsumerConfig,
     PushConsumerConfig,
 )
+from dledger.client.filters import Sql
 from dledger.client.group_reader import Delivery
 from dledger.client.producer import AsyncProducer
 from dledger.client.pull_consumer import AsyncPullConsumer
@@ -167,7 +168,7 @@ class PushConsumer:
         self,
         group: str,
         *,
-        subscriptions: Mapping[str, str],
+        subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
         config: PushConsumerConfig | None = None,
