@@ -9,6 +9,7 @@ from broker.dispatcher import Handle, HandleAsync, Place, Route
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
@@ -29,6 +30,7 @@ class Processors:
     groups: GroupProcessor
     queries: QueryProcessor
     info: InfoProcessor
+    locks: LockProcessor
 
 
 def make_routes(
@@ -58,6 +60,8 @@ def make_routes(
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+        Code.LOCK_BATCH_MQ: background(p.locks.lock),
+        Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),
     }
     here: dict[Code, Handle] = {
         Code.PULL_MESSAGE: p.pull.pull,

@@ -18,12 +18,14 @@ from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
 from broker.intake import MessageIntake
+from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
@@ -382,6 +384,7 @@ class Broker:
             store_host=store_host,
             new_unique_key=UniqueKeyGenerator(),
         )
+        lock_clock = LockClock(store.rows, self._clock)
         offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
         processors = routes.Processors(
             send=SendProcessor(
@@ -394,10 +397,11 @@ class Broker:
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
+            locks=LockProcessor(context, lock_clock),
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (forwarder, registrar, self):
+        for listener in (lock_clock, forwarder, registrar, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         return _Parts(

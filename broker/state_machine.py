@@ -25,6 +25,7 @@ from broker.commands import (
     decode_control,
     offsets_of,
 )
+from broker.feature_commands import FEATURE_TYPES, apply_feature
 from broker.messages_command import KeyGroup, decode_messages
 from dledger.errors import invariant
 from store import state_keys as keys
@@ -156,6 +157,8 @@ def _apply_body(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> obj
         return _apply_messages(batch, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
+    if type_ in FEATURE_TYPES:
+        return apply_feature(batch, body)
     return _apply_control(batch, decode_control(body), effects)
 
 

@@ -22,6 +22,7 @@ from dledger.errors import invariant
 from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
+from store.state_rows import ROW_DATABASES, RowChanges
 
 DATABASE_NAMES: Final = (
     "meta",
@@ -32,6 +33,7 @@ DATABASE_NAMES: Final = (
     "consumer_offsets",
     "key_index",
     "garbage",
+    *ROW_DATABASES,
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
@@ -97,6 +99,7 @@ class WriteBatch:
         self._runs: dict[tuple[int, int], _Run] = {}
         self._index_records: list[tuple[int, Buffer]] = []
         self._bytes_estimate = 0
+        self.rows = RowChanges(environment)
 
     # --- topics and groups ------------------------------------------------------------------
 
@@ -286,7 +289,7 @@ class WriteBatch:
         """
         small = len(self._changed_topics) + len(self._changed_groups) + len(self._dead_topics)
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
-        estimate += 256 * len(self._offsets)
+        estimate += 256 * len(self._offsets) + self.rows.bytes_estimate
         garbage = self._tables.garbage
 
         def operations(transaction: WriteTransaction) -> None:
@@ -329,6 +332,7 @@ class WriteBatch:
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
+        self.rows.execute(transaction)
         meta = databases["meta"]
         tables = self._tables
         if tables.next_topic_id != self._base.next_topic_id:

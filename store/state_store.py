@@ -37,6 +37,7 @@ from store.lmdb_env import (
     store_errors,
 )
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
+from store.state_rows import RowReader
 
 _logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class StateStore:
         self._boot_id = boot_id
         self._batch_open = False
         self._closed = False
+        self.rows = RowReader(environment)
         # Invariant: equal to what the last committed transaction holds.
         self._tables = _load_tables(environment)
 

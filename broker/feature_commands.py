@@ -1,0 +1,75 @@
+"""Commands of features that keep tables of their own: types 0x30 to 0x3F of the log.
+
+Each feature's module holds the records of its commands and what applying them does; here is what
+they have in common: the type byte, the version and the way through the state machine. All are a
+msgpack array behind two bytes, as in `commands`, but MESSAGES_WITH_RIDERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+
+from broker import locks
+from dledger.errors import InvariantError
+from store.state_batch import WriteBatch
+
+FEATURE_TYPES: Final = range(0x30, 0x40)
+VERSION: Final = 1
+
+Buffer = bytes | bytearray | memoryview
+
+
+class FeatureType(IntEnum):
+    """The first byte of a feature's command."""
+
+    LOCK_QUEUES = 0x30
+    UNLOCK_QUEUES = 0x31
+
+
+_Apply = Callable[[WriteBatch, Any], object]
+_RECORDS: Final[dict[type[msgspec.Struct], FeatureType]] = {
+    locks.LockQueues: FeatureType.LOCK_QUEUES,
+    locks.UnlockQueues: FeatureType.UNLOCK_QUEUES,
+}
+_APPLY: Final[dict[FeatureType, _Apply]] = {
+    FeatureType.LOCK_QUEUES: lambda batch, command: locks.apply_lock(batch.rows, command),
+    FeatureType.UNLOCK_QUEUES: lambda batch, command: locks.apply_unlock(batch.rows, command),
+}
+_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
+    type_: msgspec.msgpack.Decoder(record) for record, type_ in _RECORDS.items()
+}
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_feature(command: msgspec.Struct) -> bytes:
+    """Returns a feature's command as it stands in the log."""
+    return bytes((_RECORDS[type(command)], VERSION)) + _encoder.encode(command)
+
+
+def decode_feature(body: Buffer) -> Any:
+    """Returns the record of a command.
+
+    Raises:
+        InvariantError: The type or version is unknown, or the bytes are malformed.
+    """
+    decoder = _DECODERS.get(body[0])
+    if decoder is None or len(body) < 2 or body[1] != VERSION:
+        raise InvariantError(f"unknown command type or version {bytes(body[:2]).hex()!r}")
+    try:
+        return decoder.decode(memoryview(body)[2:])
+    except msgspec.DecodeError as exc:
+        raise InvariantError(f"malformed {FeatureType(body[0]).name} command: {exc}") from exc
+
+
+def apply_feature(batch: WriteBatch, body: Buffer) -> object:
+    """Applies a feature's command; deterministic and total, as the state machine demands.
+
+    Returns:
+        The command's result, see its record.
+    """
+    command = decode_feature(body)
+    return _APPLY[FeatureType(body[0])](batch, command)
