@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from broker import locks
+from broker import locks, transactions
+from broker.riders import MESSAGES_WITH_RIDERS, Boarded
 from dledger.errors import InvariantError
 from store.state_batch import WriteBatch
 
@@ -28,16 +29,23 @@ class FeatureType(IntEnum):
 
     LOCK_QUEUES = 0x30
     UNLOCK_QUEUES = 0x31
+    MESSAGES_WITH_RIDERS = MESSAGES_WITH_RIDERS
+    END_HALVES = 0x33
+    CHECKS_SENT = 0x34
 
 
 _Apply = Callable[[WriteBatch, Any], object]
 _RECORDS: Final[dict[type[msgspec.Struct], FeatureType]] = {
     locks.LockQueues: FeatureType.LOCK_QUEUES,
     locks.UnlockQueues: FeatureType.UNLOCK_QUEUES,
+    transactions.EndHalves: FeatureType.END_HALVES,
+    transactions.ChecksSent: FeatureType.CHECKS_SENT,
 }
 _APPLY: Final[dict[FeatureType, _Apply]] = {
     FeatureType.LOCK_QUEUES: lambda batch, command: locks.apply_lock(batch.rows, command),
     FeatureType.UNLOCK_QUEUES: lambda batch, command: locks.apply_unlock(batch.rows, command),
+    FeatureType.END_HALVES: lambda batch, command: transactions.apply_end(batch.rows, command),
+    FeatureType.CHECKS_SENT: lambda batch, command: transactions.apply_checks(batch.rows, command),
 }
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     type_: msgspec.msgpack.Decoder(record) for record, type_ in _RECORDS.items()
@@ -73,3 +81,8 @@ def apply_feature(batch: WriteBatch, body: Buffer) -> object:
     """
     command = decode_feature(body)
     return _APPLY[FeatureType(body[0])](batch, command)
+
+
+def apply_rider(batch: WriteBatch, rider: Boarded) -> None:
+    """Applies what rides with messages that were stored."""
+    transactions.apply_rider(batch.rows, rider)

@@ -15,6 +15,7 @@ from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
+from broker.processors.transactions import TransactionProcessor
 from dledger.codes import RequestCode as Code
 
 
@@ -31,6 +32,7 @@ class Processors:
     queries: QueryProcessor
     info: InfoProcessor
     locks: LockProcessor
+    transactions: TransactionProcessor
 
 
 def make_routes(
@@ -60,6 +62,7 @@ def make_routes(
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+        Code.END_TRANSACTION: background(p.transactions.end),
         Code.LOCK_BATCH_MQ: background(p.locks.lock),
         Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),
     }

@@ -32,9 +32,11 @@ from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
+from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.tasks import Tasks
+from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
 from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
@@ -78,6 +80,7 @@ class _Parts:
     pulls: PullProcessor
     clients: ClientProcessor
     registrar: Registrar
+    transactions: TransactionService
 
 
 class Broker:
@@ -200,6 +203,7 @@ class Broker:
             raise
         self._tasks.spawn(self._watch_disk(), "watch-disk")
         self._tasks.spawn(self._expire_clients(), "expire-clients")
+        self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
             "broker ready: replica=%s address=%s raft_address=%s applied_index=%d",
@@ -411,22 +415,30 @@ class Broker:
         )
         lock_clock = LockClock(store.rows, self._clock)
         offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
+        clients = ClientProcessor(context, catalog)
+        transactions = TransactionService(context, catalog, intake, clients, store_host=store_host)
         processors = routes.Processors(
             send=SendProcessor(
-                context, catalog, intake, store_host=store_host, redirect=dispatcher.redirect
+                context,
+                catalog,
+                intake,
+                transactions,
+                store_host=store_host,
+                redirect=dispatcher.redirect,
             ),
             pull=PullProcessor(context, catalog, offsets.commit_from_pull),
             offsets=offsets,
-            clients=ClientProcessor(context, catalog),
+            clients=clients,
             topics=TopicProcessor(context, reader),
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
             locks=LockProcessor(context, lock_clock),
+            transactions=TransactionProcessor(context, transactions),
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (lock_clock, forwarder, registrar, self):
+        for listener in (lock_clock, transactions, forwarder, registrar, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         return _Parts(
@@ -440,6 +452,7 @@ class Broker:
             pulls=processors.pull,
             clients=processors.clients,
             registrar=registrar,
+            transactions=transactions,
         )
 
     def _make_forwarder(

@@ -25,8 +25,9 @@ from broker.commands import (
     decode_control,
     offsets_of,
 )
-from broker.feature_commands import FEATURE_TYPES, apply_feature
+from broker.feature_commands import FEATURE_TYPES, apply_feature, apply_rider
 from broker.messages_command import KeyGroup, decode_messages
+from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
 from dledger.errors import invariant
 from store import state_keys as keys
 from store.state_batch import WriteBatch
@@ -157,6 +158,13 @@ def _apply_body(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> obj
         return _apply_messages(batch, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
+    if type_ == MESSAGES_WITH_RIDERS:
+        riders, messages = decode_riders(body)
+        applied = _apply_messages(batch, messages, effects)
+        for rider in riders:
+            if rider.topic_id not in applied.missing_topic_ids:
+                apply_rider(batch, rider)
+        return applied
     if type_ in FEATURE_TYPES:
         return apply_feature(batch, body)
     return _apply_control(batch, decode_control(body), effects)

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     )
     from dledger.client.sync import Producer, PullConsumer, PushConsumer
     from dledger.client.sync_admin import Admin
+    from dledger.client.sync_transactions import TransactionProducer
+    from dledger.client.transaction_producer import (
+        AsyncTransactionProducer,
+        TransactionResult,
+        TransactionState,
+    )
     from dledger.errors import DLedgerError
     from dledger.message import Message, ReceivedMessage
     from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, SendStatus, TopicConfig
@@ -43,6 +49,7 @@ __all__ = [
     "AsyncProducer",
     "AsyncPullConsumer",
     "AsyncPushConsumer",
+    "AsyncTransactionProducer",
     "ConsumeFrom",
     "DLedgerError",
     "GroupConfig",
@@ -64,6 +71,9 @@ __all__ = [
     "Sql",
     "TopicConfig",
     "TopicDescription",
+    "TransactionProducer",
+    "TransactionResult",
+    "TransactionState",
     "errors",
 ]
 
@@ -89,6 +99,12 @@ _HOMES = {
     ),
     "dledger.client.sync": ("Producer", "PullConsumer", "PushConsumer"),
     "dledger.client.sync_admin": ("Admin",),
+    "dledger.client.sync_transactions": ("TransactionProducer",),
+    "dledger.client.transaction_producer": (
+        "AsyncTransactionProducer",
+        "TransactionResult",
+        "TransactionState",
+    ),
     "dledger.errors": ("DLedgerError",),
     "dledger.message": ("Message", "ReceivedMessage"),
     "dledger.model": ("ConsumeFrom", "GroupConfig", "MessageQueue", "SendStatus", "TopicConfig"),

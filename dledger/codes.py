@@ -109,6 +109,7 @@ class ResponseCode(IntEnum):
     INVALID_PARAMETER = 29
     CONSUMER_NOT_ONLINE = 206
     FLOW_CONTROL = 215
+    ILLEGAL_OPERATION = 604
 
 
 class CommandFlag(IntFlag):

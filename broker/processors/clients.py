@@ -72,6 +72,7 @@ class ClientProcessor:
         self._connections: dict[int, Connection] = {}
         self._fingerprints: dict[int, int] = {}
         self._changed: set[str] = set()
+        self._asked = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def heartbeat(self, connection: Connection, command: Command) -> None:
@@ -186,6 +187,24 @@ class ClientProcessor:
             )
         body = ConnectionList(connections=_connections(members))
         connection.reply(command, body=encode_connection_list(body))
+
+    def ask_producer(
+        self, group: str, code: RequestCode, ext: dict[str, object], body: bytes
+    ) -> bool:
+        """Sends a one-way request to a live producer of a group, to another each time.
+
+        Returns:
+            Whether there was one.
+        """
+        members = self._context.clients.producer_members(group)
+        self._asked += 1
+        for number in range(len(members)):
+            member = members[(self._asked + number) % len(members)]
+            connection = self._connections.get(member.connection_id)
+            if connection is not None and not connection.is_closing:
+                connection.send_oneway(code, ext, body)
+                return True
+        return False
 
     # --- events -----------------------------------------------------------------------------
 

@@ -69,7 +69,11 @@ class Plan:
 
 
 def make_plan(
-    seed: int, *, replicas: int | None = None, seconds: float | None = None, only: tuple[str, ...] = ()
+    seed: int,
+    *,
+    replicas: int | None = None,
+    seconds: float | None = None,
+    only: tuple[str, ...] = (),
 ) -> Plan:
     """Draws a plan, swarm style: each seed leaves most kinds of faults out.
 
