@@ -35,8 +35,7 @@ class BatchGaps:
         for inv, size in sorted(unseen):
             self._invs[size].append(inv)
         self._sizes = sorted(self._invs)
-        reads = zip(queue.read_lo, queue.read_hi, queue.read_inv, strict=True)
-        self._reads = [read for read in reads if read[1] != NEVER]
+        self._reads = [read[:3] for read in queue.reads() if read[1] != NEVER]
         self._failed: set[tuple[int, tuple[int, ...]]] = set()
 
     def possible(self) -> bool:

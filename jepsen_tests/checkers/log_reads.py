@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from itertools import accumulate
 
-from jepsen_tests.checkers.log_store import ABSENT, NEVER, LogHistory, QueueLog
+from jepsen_tests.checkers.log_store import ABSENT, ALWAYS, NEVER, LogHistory, LowRow, QueueLog
 from jepsen_tests.checkers.verdict import Violation
 from jepsen_tests.history import element_hash
 
@@ -18,7 +19,7 @@ def torn_reads(queue: QueueLog, groups: list[tuple[int, int]]) -> list[Violation
         return []
     ordered = sorted(groups)
     begins = [begin for begin, _ in ordered]
-    for lo, hi, number in zip(queue.read_lo, queue.read_hi, queue.read_number, strict=True):
+    for lo, hi, _, _, number, _, _ in queue.reads():
         if hi == NEVER:
             continue
         begin, end = ordered[max(0, bisect_right(begins, lo) - 1)]
@@ -51,33 +52,31 @@ def judge_sessions(queue: QueueLog, history: LogHistory) -> list[Violation]:
     return found
 
 
-def judge_lows(queue: QueueLog) -> list[Violation]:
+def judge_lows(queue: QueueLog, history: LogHistory) -> list[Violation]:
     """C4 for trimming: the min offset never goes back, and reads below it are refused."""
-    if not any(queue.trim_lo):
+    if not queue.lows:
         return []
-    rows = list(
-        zip(
-            queue.trim_node,
-            queue.trim_lo,
-            queue.trim_hi,
-            queue.trim_inv,
-            queue.trim_ret,
-            queue.trim_number,
-            strict=True,
-        )
+    one = history.meta.replicated_low
+    told: dict[int, list[LowRow]] = defaultdict(list)
+    for row in sorted(queue.lows.values()):
+        told[0 if one else row.node].append(row)
+    shown = sorted(
+        (inv, number, at_most, 0 if one else node)
+        for _, _, inv, _, number, at_most, node in queue.reads()
+        if at_most != ABSENT and inv != ALWAYS
     )
-    for node in set(queue.trim_node):
-        mine = [row for row in rows if row[0] == node]
-        ended = sorted(mine, key=lambda row: row[4])
-        low, proof, position = 0, ABSENT, 0
-        for _, _, hi, inv, _, number in sorted(mine, key=lambda row: row[3]):
-            while position < len(ended) and ended[position][4] < inv:
-                if ended[position][1] > low:
-                    low, proof = ended[position][1], ended[position][5]
-                position += 1
-            if hi < low:
-                text = f"offsets below {low} were gone, then offset {hi} was there"
-                return [Violation("C4", "min offset went back", queue.name, text, (proof, number))]
+    low: dict[int, tuple[int, int]] = {}
+    position: dict[int, int] = defaultdict(int)
+    for inv, number, at_most, node in shown:
+        rows = told.get(node, [])
+        while position[node] < len(rows) and rows[position[node]].ret < inv:
+            row = rows[position[node]]
+            low[node] = max(low.get(node, (0, ABSENT)), (row.lo, row.number))
+            position[node] += 1
+        least, proof = low.get(node, (0, ABSENT))
+        if at_most < least:
+            text = f"offsets below {least} were gone, then offset {at_most} was there"
+            return [Violation("C4", "min offset went back", queue.name, text, (proof, number))]
     return []
 
 

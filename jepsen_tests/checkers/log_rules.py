@@ -227,9 +227,8 @@ class QueueJudge:
     def judge_times(self, placed_keys: dict[str, tuple[int, int]]) -> None:
         """Judges real-time order (C4) and the offsets of unknown value (C5)."""
         queue = self.queue
-        longest = max(queue.read_lo, default=0)
+        longest, number = max(((read[0], read[4]) for read in queue.reads()), default=(0, ABSENT))
         if longest > len(self.lower) + len(self.history.inv):
-            number = queue.read_number[queue.read_lo.index(longest)]
             text = f"a length of {longest}, but the history has {len(self.history.inv)} appends"
             self.report("C5", "unknown append", text, number)
             longest = 0
@@ -246,14 +245,13 @@ class QueueJudge:
         self._judge_gaps(placed_keys)
         self.found += torn_reads(queue, self.groups)
         self.found += judge_sessions(queue, self.history)
-        self.found += judge_lows(queue)
+        self.found += judge_lows(queue, self.history)
         self.found += judge_sums(queue, self.history)
 
     def _apply_reads(self) -> None:
         lower, upper, queue = self.lower, self.upper, self.queue
         size = len(lower)
-        bounds = zip(queue.read_lo, queue.read_hi, queue.read_inv, queue.read_ret, strict=True)
-        for lo, hi, inv, ret in bounds:
+        for lo, hi, inv, ret, _, _, _ in queue.reads():
             if 0 < lo <= size and ret < upper[lo - 1]:
                 upper[lo - 1] = ret
             if hi < size and inv > lower[hi]:
@@ -284,11 +282,8 @@ class QueueJudge:
             return "read from the future" if before_reads else "real-time order broken"
         if before_reads:
             return "length went back"
-        queue = self.queue
-        for lo, ret in zip(queue.read_lo, queue.read_ret, strict=True):
-            if lo > place and ret > ended:
-                return "stale read"
-        return "lost write"
+        seen_later = any(read[0] > place and read[3] > ended for read in self.queue.reads())
+        return "stale read" if seen_later else "lost write"
 
     def _witness_lower(self, offset: int, time: int) -> tuple[int, bool]:
         """Returns the record whose beginning is the lower bound `time`; whether it is a read."""
@@ -298,9 +293,7 @@ class QueueJudge:
         attempt = self._attempt_at(place)
         if attempt >= 0 and self.history.inv[attempt] == time:
             return self.history.number[attempt], False
-        queue = self.queue
-        reads = zip(queue.read_hi, queue.read_inv, queue.read_number, strict=True)
-        fitting = [(hi != place, number) for hi, inv, number in reads if inv == time]
+        fitting = [(read[1] != place, read[4]) for read in self.queue.reads() if read[2] == time]
         return (min(fitting)[1], True) if fitting else (ABSENT, False)
 
     def _witness_upper(self, offset: int, time: int) -> tuple[int, bool, int]:
@@ -314,9 +307,9 @@ class QueueJudge:
         for ack in self.history.keyed_acks:
             if ack.offset == place and self.history.ret[ack.attempt] == time:
                 return self.history.number[ack.attempt], False, place
-        queue = self.queue
-        reads = zip(queue.read_lo, queue.read_ret, queue.read_number, strict=True)
-        fitting = [(lo != place + 1, number) for lo, ret, number in reads if ret == time]
+        fitting = [
+            (read[0] != place + 1, read[4]) for read in self.queue.reads() if read[3] == time
+        ]
         return (min(fitting)[1], True, place) if fitting else (ABSENT, False, place)
 
     def _attempt_at(self, offset: int) -> int:

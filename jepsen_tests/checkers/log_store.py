@@ -7,6 +7,8 @@ kept as positions in the history, so that only those of a violation are read aga
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from struct import Struct
 from typing import Final, NamedTuple, cast
 
 from jepsen_tests.checkers.verdict import Violation
@@ -21,6 +23,10 @@ FAIL: Final = 2
 STATUS: Final = {"ok": OK, "info": INFO, "fail": FAIL}
 
 _GROWTH_SLACK = 65_536
+# A read: length within [lo, hi] during [inv, ret], its record, the largest min offset that it
+# allows (or ABSENT), the node. Packing is several times faster than as many arrays.
+_ROW = Struct("<7q")
+PACK_ROW = _ROW.pack
 
 
 class KeyedAck(NamedTuple):
@@ -43,6 +49,15 @@ class FinalRead(NamedTuple):
     low: int
 
 
+class LowRow(NamedTuple):
+    """A read that tells that the min offset was `lo` or more when it ended."""
+
+    ret: int
+    number: int
+    node: int
+    lo: int
+
+
 class SessionRead(NamedTuple):
     """An eventual read, for the promises within one session."""
 
@@ -60,21 +75,12 @@ class QueueLog:
         "conflicts",
         "far",
         "index",
+        "lows",
         "name",
-        "read_hi",
-        "read_inv",
-        "read_lo",
-        "read_number",
-        "read_ret",
+        "rows",
         "seen",
         "sessions",
         "sums",
-        "trim_hi",
-        "trim_inv",
-        "trim_lo",
-        "trim_node",
-        "trim_number",
-        "trim_ret",
         "values",
     )
 
@@ -86,11 +92,8 @@ class QueueLog:
         self.seen = array("q")  # the record that first told the value
         self.far: list[tuple[int, int, int]] = []
         self.conflicts: list[tuple[int, int, int]] = []
-        self.read_lo, self.read_hi = array("q"), array("q")
-        self.read_inv, self.read_ret, self.read_number = array("q"), array("q"), array("q")
-        self.trim_lo, self.trim_hi = array("q"), array("q")
-        self.trim_inv, self.trim_ret = array("q"), array("q")
-        self.trim_number, self.trim_node = array("q"), array("i")
+        self.rows = bytearray()  # of `ReadRow`
+        self.lows: dict[tuple[int, int], LowRow] = {}  # by node and min offset
         self.sessions: dict[tuple[int, str], list[SessionRead]] = {}
         self.sums: list[tuple[int, int, int, int]] = []  # first, count, sum, record
 
@@ -119,9 +122,6 @@ class QueueLog:
     def put_run(self, first: int, run: array[int], number: int) -> None:
         """Notes the values of consecutive offsets."""
         values = self.values
-        last = first + len(run)
-        if first >= 0 and values[first:last] == run:
-            return
         if first == len(values):
             values.extend(run)
             self.seen.extend(array("q", [number]) * len(run))
@@ -138,20 +138,11 @@ class QueueLog:
 
     def bound(self, lo: int, hi: int, inv: int, ret: int, number: int) -> None:
         """Notes that the length was in [lo, hi] at some time in [inv, ret]."""
-        self.read_lo.append(lo)
-        self.read_hi.append(hi)
-        self.read_inv.append(inv)
-        self.read_ret.append(ret)
-        self.read_number.append(number)
+        self.rows += PACK_ROW(lo, hi, inv, ret, number, ABSENT, ABSENT)
 
-    def bound_low(self, lo: int, hi: int, read: Read, number: int, node: int) -> None:
-        """Notes that the min offset was in [lo, hi] during a read."""
-        self.trim_lo.append(lo)
-        self.trim_hi.append(hi)
-        self.trim_inv.append(read.inv)
-        self.trim_ret.append(read.ret)
-        self.trim_number.append(number)
-        self.trim_node.append(node)
+    def reads(self) -> Iterator[tuple[int, int, int, int, int, int, int]]:
+        """Yields (lo, hi, inv, ret, record, largest min offset, node) of every read."""
+        return _ROW.iter_unpack(self.rows)
 
 
 class LogHistory:
@@ -303,21 +294,26 @@ class LogHistory:
         if op.max > 0 and not op.out_of_range:
             if not came:
                 hi = op.start
-            elif op.whole and last - first < op.max:
+            elif op.whole and last - first < op.max and op.offsets is None:
                 hi = lo
         if op.end is not None:
             if not lo <= op.end <= hi:
                 text = f"{last - first} entries came back from {first}, but end={op.end}"
                 self._contradiction(number, op, text)
             lo = hi = op.end
-        strict = not op.eventual or (op.final and self.meta.equal_final_reads)
-        if lo > 0 or hi != NEVER:
-            queue.bound(lo, hi, op.inv if strict else ALWAYS, op.ret, number)
-            if op.eventual:
-                session = queue.sessions.setdefault((op.process, op.node), [])
-                session.append(SessionRead(op.inv, number, lo, hi))
-        if came or op.low is not None or op.out_of_range:
-            self._add_low(queue, number, op, first if came else None)
+        inv = op.inv
+        if op.eventual:
+            session = queue.sessions.setdefault((op.process, op.node), [])
+            session.append(SessionRead(inv, number, lo, hi))
+            if not (op.final and self.meta.equal_final_reads):
+                inv = ALWAYS
+        node = self._nodes.get(op.node)
+        if node is None:
+            node = self._nodes[op.node] = len(self._nodes)
+        low_at_most = first if came else ABSENT
+        if op.low is not None or op.out_of_range:
+            low_at_most = self._add_low(queue, number, op, low_at_most, node)
+        queue.rows += PACK_ROW(lo, hi, inv, op.ret, number, low_at_most, node)
         if op.final:
             end = hi if hi != NEVER else None
             self.finals.append(FinalRead(op.queue, op.node, first, last, end, op.low or 0))
@@ -338,41 +334,37 @@ class LogHistory:
                 queue.put(offset, self.number_of(value), number)
             return max(op.offsets, default=-1) + 1
         if values:
-            run = self._packed(values)
+            last = first + len(values)
+            try:
+                run = array("q", cast("list[int]", values))
+            except (TypeError, OverflowError):
+                run = array("q", map(self.number_of, values))
+            if first >= 0 and queue.values[first:last] == run:
+                return last  # what most reads bring is known already
+            if min(run) < 0:
+                run = array("q", map(self.number_of, values))
             queue.put_run(first, run, number)
-            return first + len(run)
+            return last
         if op.count:
             if op.sum is not None:
                 queue.sums.append((first, op.count, op.sum, number))
             return first + op.count
         return first
 
-    def _packed(self, values: list[Value]) -> array[int]:
-        try:
-            run = array("q", cast("list[int]", values))
-            if min(run) >= 0:
-                return run
-        except (TypeError, OverflowError):
-            pass
-        return array("q", map(self.number_of, values))
-
-    def _add_low(self, queue: QueueLog, number: int, op: Read, first: int | None) -> None:
-        """Notes what a read says about the min offset (trimming)."""
-        if op.low is not None and first is not None and first < op.low:
-            self._contradiction(number, op, f"offset {first} came back, but low={op.low}")
-        if op.eventual:
-            return
+    def _add_low(self, queue: QueueLog, number: int, op: Read, at_most: int, node: int) -> int:
+        """Notes what a read tells about the min offset; returns its upper bound (or ABSENT)."""
+        lo = op.start + 1
         if op.low is not None:
-            lo = hi = op.low
+            if at_most != ABSENT and at_most < op.low:
+                self._contradiction(number, op, f"offset {at_most} came back, but low={op.low}")
             if op.out_of_range and op.low <= op.start < (op.end or 0):
                 self._contradiction(number, op, f"refused from={op.start}, but low={op.low}")
-        elif op.out_of_range:
-            lo, hi = op.start + 1, NEVER
-        else:
-            lo, hi = 0, first if first is not None else NEVER
-        name = "" if self.meta.replicated_low else op.node
-        node = self._nodes.setdefault(name, len(self._nodes))
-        queue.bound_low(lo, hi, op, number, node)
+            lo = at_most = op.low
+        if lo > 0 and not op.eventual:
+            # Of all reads that tell the same, the first to end says most.
+            row = LowRow(op.ret, number, node, lo)
+            queue.lows[node, lo] = min(row, queue.lows.get((node, lo), row))
+        return at_most
 
     def _contradiction(self, number: int, op: Read, text: str) -> None:
         self.violations.append(Violation("C4", "impossible read", op.queue, text, (number,)))
