@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from broker import locks, transactions
+from broker import locks, offset_resets, transactions
 from broker.riders import MESSAGES_WITH_RIDERS, Boarded
 from dledger.errors import InvariantError
 from store.state_batch import WriteBatch
@@ -32,20 +32,28 @@ class FeatureType(IntEnum):
     MESSAGES_WITH_RIDERS = MESSAGES_WITH_RIDERS
     END_HALVES = 0x33
     CHECKS_SENT = 0x34
+    RESET_OFFSETS = 0x35
+    RESETS_FOLLOWED = 0x36
 
 
-_Apply = Callable[[WriteBatch, Any], object]
+_Apply = Callable[[WriteBatch, Any, list[tuple[int, int]]], object]
 _RECORDS: Final[dict[type[msgspec.Struct], FeatureType]] = {
     locks.LockQueues: FeatureType.LOCK_QUEUES,
     locks.UnlockQueues: FeatureType.UNLOCK_QUEUES,
     transactions.EndHalves: FeatureType.END_HALVES,
     transactions.ChecksSent: FeatureType.CHECKS_SENT,
+    offset_resets.ResetOffsets: FeatureType.RESET_OFFSETS,
+    offset_resets.ResetsFollowed: FeatureType.RESETS_FOLLOWED,
 }
 _APPLY: Final[dict[FeatureType, _Apply]] = {
-    FeatureType.LOCK_QUEUES: lambda batch, command: locks.apply_lock(batch.rows, command),
-    FeatureType.UNLOCK_QUEUES: lambda batch, command: locks.apply_unlock(batch.rows, command),
-    FeatureType.END_HALVES: lambda batch, command: transactions.apply_end(batch.rows, command),
-    FeatureType.CHECKS_SENT: lambda batch, command: transactions.apply_checks(batch.rows, command),
+    FeatureType.LOCK_QUEUES: lambda batch, command, _: locks.apply_lock(batch.rows, command),
+    FeatureType.UNLOCK_QUEUES: lambda batch, command, _: locks.apply_unlock(batch.rows, command),
+    FeatureType.END_HALVES: lambda batch, command, _: transactions.apply_end(batch.rows, command),
+    FeatureType.CHECKS_SENT: lambda batch, command, _: transactions.apply_checks(
+        batch.rows, command
+    ),
+    FeatureType.RESET_OFFSETS: offset_resets.apply_reset,
+    FeatureType.RESETS_FOLLOWED: offset_resets.apply_followed,
 }
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     type_: msgspec.msgpack.Decoder(record) for record, type_ in _RECORDS.items()
@@ -73,16 +81,31 @@ def decode_feature(body: Buffer) -> Any:
         raise InvariantError(f"malformed {FeatureType(body[0]).name} command: {exc}") from exc
 
 
-def apply_feature(batch: WriteBatch, body: Buffer) -> object:
+def apply_feature(batch: WriteBatch, body: Buffer, resets: list[tuple[int, int]]) -> object:
     """Applies a feature's command; deterministic and total, as the state machine demands.
+
+    Args:
+        batch: What it changes.
+        body: The command.
+        resets: Gets (topic id, queue id) of every queue in which a group was moved.
 
     Returns:
         The command's result, see its record.
     """
     command = decode_feature(body)
-    return _APPLY[FeatureType(body[0])](batch, command)
+    return _APPLY[FeatureType(body[0])](batch, command, resets)
 
 
 def apply_rider(batch: WriteBatch, rider: Boarded) -> None:
     """Applies what rides with messages that were stored."""
     transactions.apply_rider(batch.rows, rider)
+
+
+def topic_deleted(batch: WriteBatch, topic_id: int) -> None:
+    """Removes what features hold of a topic."""
+    offset_resets.drop_topic(batch.rows, topic_id)
+
+
+def group_deleted(batch: WriteBatch, name: str) -> None:
+    """Removes what features hold of a group that is deleted with its offsets."""
+    offset_resets.drop_group(batch.rows, name)

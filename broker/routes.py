@@ -13,6 +13,7 @@ from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
@@ -33,6 +34,7 @@ class Processors:
     info: InfoProcessor
     locks: LockProcessor
     transactions: TransactionProcessor
+    resets: ResetProcessor
 
 
 def make_routes(
@@ -62,6 +64,8 @@ def make_routes(
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+        Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
+        Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
         Code.END_TRANSACTION: background(p.transactions.end),
         Code.LOCK_BATCH_MQ: background(p.locks.lock),
         Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),

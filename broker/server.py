@@ -30,6 +30,7 @@ from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
@@ -414,7 +415,10 @@ class Broker:
             new_unique_key=self._unique_keys,
         )
         lock_clock = LockClock(store.rows, self._clock)
-        offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
+        resets = ResetProcessor(context, catalog, reader)
+        offsets = OffsetProcessor(
+            context, catalog, commits, reader, resets.pending, redirect=dispatcher.redirect
+        )
         clients = ClientProcessor(context, catalog)
         transactions = TransactionService(context, catalog, intake, clients, store_host=store_host)
         processors = routes.Processors(
@@ -426,7 +430,7 @@ class Broker:
                 store_host=store_host,
                 redirect=dispatcher.redirect,
             ),
-            pull=PullProcessor(context, catalog, offsets.commit_from_pull),
+            pull=PullProcessor(context, catalog, offsets.commit_from_pull, resets.pending),
             offsets=offsets,
             clients=clients,
             topics=TopicProcessor(context, reader),
@@ -435,6 +439,7 @@ class Broker:
             info=InfoProcessor(context),
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
+            resets=resets,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
@@ -493,6 +498,8 @@ class Broker:
             return
         if effects.queues:
             parts.pulls.queues_grew(effects.queues)
+        if effects.resets or effects.topics or effects.groups:
+            parts.pulls.queues_reset(effects.resets)
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()

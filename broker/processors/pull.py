@@ -20,6 +20,7 @@ from broker.catalog import Catalog
 from broker.context import FATAL_ERRORS, BrokerContext
 from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_codes
 from broker.long_polls import ParkedPull
+from broker.offset_resets import PendingResets
 from broker.pull_scan import Selection, Test
 from broker.sql_filter import SqlFilter, compile_sql
 from dledger.codes import Permission, PullFlag, ResponseCode
@@ -50,6 +51,7 @@ UNITS_SCANNED_MAX = 8192
 MESSAGES_TESTED_MAX = 1024
 
 _READ = int(Permission.READ)
+_ALL_OFFSETS = 1 << 62
 
 
 class SubscriptionNotFoundError(RequestError):
@@ -74,6 +76,7 @@ class Pull:
         "connection",
         "count_max",
         "deadline_ms",
+        "group",
         "offset",
         "queue_id",
         "sql",
@@ -84,6 +87,7 @@ class Pull:
     def __init__(self, connection: Connection, command: Command) -> None:
         self.connection = connection
         self.command = command
+        self.group = ""
         self.topic = ""
         self.topic_id = 0
         self.queue_id = 0
@@ -116,6 +120,7 @@ class PullProcessor:
         context: BrokerContext,
         catalog: Catalog,
         commit_offset: Callable[[str, str, int, int], None],
+        resets: PendingResets,
     ) -> None:
         """Prepares the processor.
 
@@ -123,10 +128,12 @@ class PullProcessor:
             context: The broker's parts.
             catalog: Topics and groups.
             commit_offset: Takes group, topic, queue id and offset from a pull that carries them.
+            resets: Which groups have still to move.
         """
         self._context = context
         self._catalog = catalog
         self._commit_offset = commit_offset
+        self._resets = resets
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms = 0
         self._grown: dict[tuple[int, int], int] = {}
@@ -140,6 +147,7 @@ class PullProcessor:
         header = command.header(PullMessageHeader)
         pull = self._admit(connection, command, header)
         self._context.counters.pulls += 1
+        self._note_reset(pull)
         outcome = self._evaluate(pull, pull.offset)
         if outcome.must_confirm:
             name = f"confirm-{connection.id}-{command.opaque}"
@@ -148,6 +156,30 @@ class PullProcessor:
             self._park(pull, pull.offset)
         else:
             self._answer(pull, outcome)
+
+    def _note_reset(self, pull: Pull) -> None:
+        """Notes a member that comes to where its group was moved.
+
+        Raises:
+            NotLeaderError: The leader must hear of it.
+        """
+        key = (pull.group, pull.topic_id, pull.queue_id)
+        if self._resets.target(key) != pull.offset:
+            return
+        if not self._context.raft.is_serving:
+            raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
+        self._resets.has_come(key, pull.offset)
+
+    def queues_reset(self, queues: Sequence[tuple[int, int]]) -> None:
+        """Looks again at what waits in queues, (topic id, queue id), in which a group was moved."""
+        self._resets.changed()
+        if queues and len(self._context.long_polls):
+            asyncio.get_running_loop().call_soon(self._wake_queues, list(queues))
+
+    def _wake_queues(self, queues: list[tuple[int, int]]) -> None:
+        for topic_id, queue_id in queues:
+            for parked in self._context.long_polls.arrived(topic_id, queue_id, _ALL_OFFSETS):
+                self._guarded(self._rerun, parked)
 
     # --- events -----------------------------------------------------------------------------
 
@@ -273,6 +305,10 @@ class PullProcessor:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
         offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
+        target = self._resets.target((pull.group, pull.topic_id, pull.queue_id))
+        if target is not None and target != start:
+            moved = ResponseCode.PULL_OFFSET_MOVED
+            return Outcome(moved, "OFFSET_RESET", target, offset_min, offset_max)
         if start >= offset_max or start < offset_min:
             return self._outside(start, offset_min, offset_max)
         selection = Selection(start, count_max=pull.count_max, size_bytes_max=pull.bytes_max)
@@ -363,6 +399,7 @@ class PullProcessor:
         topic = self._readable_topic(header)
         self._check_group(header.consumer_group)
         pull = Pull(connection, command)
+        pull.group = header.consumer_group
         pull.topic, pull.topic_id = topic.name, topic.topic_id
         pull.queue_id, pull.offset = header.queue_id, header.queue_offset
         limits = config.limits

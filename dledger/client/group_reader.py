@@ -31,7 +31,9 @@ from dledger.codes import RequestCode
 from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
 from dledger.message import ReceivedMessage
 from dledger.model import ConsumeFrom, MessageModel, MessageQueue, PullStatus
-from dledger.remoting.bodies import ConsumerData, decode_consumer_ids
+from dledger.remoting.bodies import ConsumerData, decode_consumer_ids, decode_offset_table
+from dledger.remoting.client import ClientConnection
+from dledger.remoting.commands import Command
 from dledger.remoting.headers import GetConsumerListHeader
 
 logger = logging.getLogger(__name__)
@@ -126,6 +128,7 @@ class GroupReader:
         )
         self._member = self._session.join(data, list(self._subscriptions), self._unbalanced.set)
         self._session.on_route_change(self._route_changed)
+        self._session.request_handlers[RequestCode.RESET_CONSUMER_CLIENT_OFFSET] = self._moved
         await self._session.heartbeat_now()
         self._spawn(self._rebalance_forever(), "rebalance")
         self._spawn(self._commit_forever(), "commit")
@@ -520,6 +523,15 @@ class GroupReader:
                 self._offer_read(window, fresh)
             elif window.next_offset == before and result.status is not PullStatus.NO_NEW_MESSAGE:
                 await asyncio.sleep(_FLOW_PAUSE_S)  # told to ask again at once, to no avail
+
+    def _moved(self, _connection: ClientConnection, command: Command) -> None:
+        """A broker says, unasked, where the group is to go on."""
+        if command.ext.get("group") != self.group:
+            return
+        for queue, offset in decode_offset_table(command.body).items():
+            window = self._windows.get(queue)
+            if window is not None:
+                self._spawn(self._restart_at(window, offset), "move")
 
     async def _restart_at(self, window: ProcessQueue, offset: int) -> None:
         """The broker does not have our offset (any more): go on where it says."""
