@@ -1,4 +1,4 @@
-"""Locks, transactions and resets: one log gives one state and the same results, however replayed."""
+"""Locks, transactions, resets: one log gives one state and the same results on any replay."""
 
 from __future__ import annotations
 
