@@ -28,7 +28,13 @@ from dledger.errors import (
     RequestError,
     TopicNotFoundError,
 )
-from dledger.message import Property, ReceivedMessage, offset_message_id, pack_host
+from dledger.message import (
+    Property,
+    ReceivedMessage,
+    offset_message_id,
+    pack_host,
+    validate_group,
+)
 from dledger.model import TopicConfig
 
 logger = logging.getLogger(__name__)
@@ -130,6 +136,7 @@ class TransactionService:
         properties, group, immunity_s = half_messages.half_properties(
             header.properties, topic=topic, queue_id=queue_id, producer_group=producer_group
         )
+        validate_group(group)  # it may be the message's own
         header.properties = properties
         header.sys_flag &= ~half_messages.TRANSACTION_BITS
         intake = self._intake.encode(
@@ -300,15 +307,23 @@ class TransactionService:
         self._context.gate.check()
         later: list[tuple[int, bool]] = []
         for half_offset, half in due:
-            if half_offset in self._ending:
-                later.append((half_offset, False))
-            elif (
+            is_over = (
                 half.checks >= self._config.check_max
                 or now_ms - half.stored_ms > self._config.age_max_s * 1000
-            ):
-                await self._give_up(half_offset, half)
-            else:
-                later.append((half_offset, self._ask(half_offset, half)))
+            )
+            try:
+                if half_offset in self._ending:
+                    later.append((half_offset, False))
+                elif is_over:
+                    await self._give_up(half_offset, half)
+                else:
+                    later.append((half_offset, self._ask(half_offset, half)))
+            except FATAL_ERRORS:
+                raise
+            except DLedgerError as error:
+                # One that cannot be dealt with must not hold up those behind it.
+                logger.warning("transaction not checked: half=%d error=%s", half_offset, error)
+                later.append((half_offset, True))
         if later:
             due_ms = now_ms + int(self._config.check_interval_s * 1000)
             await self._context.raft.submit(encode_feature(transactions.ChecksSent(due_ms, later)))

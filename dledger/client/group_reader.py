@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -94,7 +93,10 @@ class GroupReader:
         if ordered:
             self._redelivery = LocalRedelivery(config.redelivery_min_s, config.redelivery_min_s)
             self._locks = QueueLocks(
-                session, group, valid_s=config.lock_valid_s, now_s=time.monotonic
+                session,
+                group,
+                valid_s=config.lock_valid_s,
+                now_s=lambda: session.now_ms() / 1000,
             )
             self._line = OrderedLine(self._locks.is_held)
 
@@ -456,9 +458,10 @@ class GroupReader:
             return
         for window in windows:
             line.forget(window)
-        deadline = time.monotonic() + self._config.drain_timeout_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.drain_timeout_s
         while any(line.is_in_hand(window.queue) for window in windows):
-            if time.monotonic() > deadline:
+            if loop.time() > deadline:
                 logger.warning("queues given up with a message in hand group=%s", self.group)
                 break
             await asyncio.sleep(_HAND_PAUSE_S)

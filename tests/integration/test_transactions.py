@@ -89,6 +89,9 @@ def test_only_its_own_group_ends_a_transaction(tmp_path):
             assert (await end(client, late, 8)).code == ResponseCode.ILLEGAL_OPERATION
             assert (await end(client, late, 8, fromTransactionCheck="true")).code == 0
             assert [m.body for m in messages(await client.pull("t", queue_id=1))] == [b"y"]
+            for group in ("bad group", "x" * 2000):
+                bad = await client.send("t", b"", sys_flag=4, properties={"PGROUP": group})
+                assert bad.code == ResponseCode.INVALID_PARAMETER
             batch = await client.send("t", b"", sys_flag=4, batch=True)
             assert batch.code == ResponseCode.NO_PERMISSION
             assert broker.failure is None
