@@ -63,6 +63,8 @@ class QueueLocks:
         self._valid_s = valid_s
         self._now_s = now_s
         self._until: dict[MessageQueue, float] = {}
+        # A renewal that is under way must not come after the unlocking.
+        self._one_at_a_time = asyncio.Lock()
 
     def is_held(self, queue: MessageQueue) -> bool:
         """Whether the lock on a queue still counts."""
@@ -75,6 +77,10 @@ class QueueLocks:
             The queues locked now. Those of brokers that could not be asked are not among them, but
             what was held before still counts for the rest of its time.
         """
+        async with self._one_at_a_time:
+            return await self._lock(queues)
+
+    async def _lock(self, queues: Iterable[MessageQueue]) -> set[MessageQueue]:
         granted: set[MessageQueue] = set()
         for name, wanted in _by_broker(queues).items():
             # From before it was asked: the broker reckons from when it answered, or later.
@@ -97,6 +103,10 @@ class QueueLocks:
 
     async def unlock(self, queues: Iterable[MessageQueue]) -> None:
         """Gives locks back; where that fails they expire by themselves."""
+        async with self._one_at_a_time:
+            await self._unlock(queues)
+
+    async def _unlock(self, queues: Iterable[MessageQueue]) -> None:
         for name, given_up in _by_broker(queues).items():
             for queue in given_up:
                 self._until.pop(queue, None)

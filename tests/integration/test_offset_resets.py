@@ -124,6 +124,41 @@ def test_members_online_follow_also_after_the_death_of_the_leader(tmp_path):
     asyncio.run(run())
 
 
+def test_a_broker_that_pushes_a_reset_is_followed(tmp_path):
+    """As brokers of RocketMQ do that have no pending resets of their own."""
+
+    async def run():
+        async with cluster(tmp_path, count=1) as group:
+            await fill(group)
+            got = []
+
+            async def handle(message):
+                got.append((message.queue_id, int(message.body)))
+
+            consumer = group.consumer()
+            await consumer.start()
+            task = asyncio.create_task(consumer.run(handle))
+            await eventually(lambda: len(got) == 40, "all is consumed")
+            got.clear()
+            leader = await group.leader()
+            body = (
+                b'{"offsetTable":{{"brokerName":"broker-a","queueId":1,"topic":"t"}:17,'
+                b'{"brokerName":"other","queueId":1,"topic":"t"}:3}}'
+            )
+            fields = {"topic": "t", "timestamp": "0", "isForce": "true"}
+            for name in ("someone", "cg"):
+                for connection in leader._server.connections:
+                    code = RequestCode.RESET_CONSUMER_CLIENT_OFFSET
+                    connection.send_oneway(code, {**fields, "group": name}, body)
+            await eventually(lambda: len(got) >= 3, "the tail comes again")
+            assert got == [(1, 17), (1, 18), (1, 19)]
+            consumer.stop()
+            await task
+            await consumer.close()
+
+    asyncio.run(run())
+
+
 def test_groups_that_are_not_there_are_moved_and_cloned(tmp_path):
     async def run():
         async with cluster(tmp_path, count=1) as group:
