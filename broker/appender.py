@@ -26,8 +26,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker import riders
 from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
 from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
+from broker.riders import Rider
 from broker.state_machine import MessagesApplied
 from dledger.clock import Clock
 from dledger.errors import (
@@ -147,23 +149,37 @@ class AppliedState(Protocol):
 class _Gathering:
     """One command being gathered, then proposed. Satisfies `StampedCommand`."""
 
-    __slots__ = ("_owner", "builder", "requests", "size_bytes")
+    __slots__ = ("_owner", "builder", "requests", "riders", "size_bytes")
 
     def __init__(self, owner: Appender, limits: LaneLimits) -> None:
         self._owner = owner
         self.builder = MessagesBuilder(limits)
         self.size_bytes = self.builder.size_bytes
         self.requests: list[AppendRequest] = []
+        self.riders: list[tuple[Rider, Part, int]] = []
 
-    def add(self, request: AppendRequest, queue_id: int) -> None:
+    def add(self, request: AppendRequest, queue_id: int, rider: Rider | None) -> None:
         """Adds the messages of a request."""
         self.builder.add(request.topic.topic_id, queue_id, request.part)
         self.size_bytes = self.builder.size_bytes
+        if rider is not None:
+            self.riders.append((rider, request.part, request.topic.topic_id))
+            self.size_bytes += riders.prefix_bytes(self.riders)
         self.requests.append(request)
 
     def encode(self, body_offset: int) -> bytearray:
         """Returns the command for its place in the log; called once."""
-        return self._owner._encode(self.builder, body_offset)
+        if not self.riders:
+            return self._owner._encode(self.builder, body_offset)[0]
+        start = riders.prefix_bytes(self.riders)
+        messages, time_ms = self._owner._encode(self.builder, body_offset + start)
+        return bytearray().join((riders.encode_prefix(self.riders, time_ms), messages))
+
+    def takes(self, rider: Rider | None) -> bool:
+        """Whether a request with this rider, or with none, may join."""
+        if rider is None:
+            return not self.riders
+        return 0 < len(self.riders) < riders.RIDERS_MAX
 
 
 class Appender:
@@ -215,6 +231,8 @@ class Appender:
         messages: Sequence[EncodedMessage],
         callback: AppendCallback,
         identity: SendIdentity | None = None,
+        *,
+        rider: Rider | None = None,
     ) -> bool:
         """Takes the messages of one request; they become consecutive messages of one queue.
 
@@ -227,6 +245,7 @@ class Appender:
                 whose `definite` says whether the messages may still be stored.
             identity: By which a repetition of the request is known, if its producer numbers its
                 messages.
+            rider: What is applied together with the messages.
 
         Returns:
             Whether the request repeats an earlier one. Then it is not appended, and the callback
@@ -251,7 +270,7 @@ class Appender:
             return True
         part = Part(topic.topic_id, messages, identity)
         config = self._config
-        size = part.command_bytes
+        size = part.command_bytes + (riders.prefix_bytes([(rider, part, 0)]) if rider else 0)
         if size > config.request_bytes_max:
             raise MessageRejectedError(
                 f"{len(messages)} messages with their index make {size} bytes, more than "
@@ -263,7 +282,11 @@ class Appender:
                 f"{self._pending_bytes} bytes wait for a majority"
             )
         gathering = self._waiting[-1] if self._waiting else None
-        if gathering is None or gathering.size_bytes + size > config.command_bytes_max:
+        if (
+            gathering is None
+            or gathering.size_bytes + size > config.command_bytes_max
+            or not gathering.takes(rider)
+        ):
             gathering = _Gathering(self, config.lanes)
             self._waiting.append(gathering)
             self._pending_bytes += gathering.size_bytes
@@ -271,7 +294,7 @@ class Appender:
         request = AppendRequest(part, topic, queue_id, callback)
         if request.lane is not None:
             self._under_way.add(request.lane, request)
-        gathering.add(request, queue_id)
+        gathering.add(request, queue_id, rider)
         self._pending_bytes += gathering.size_bytes - before
         self._schedule_flush()
         return False
@@ -389,13 +412,13 @@ class Appender:
             # Refused before it got a place: no queue offset was taken.
             decided(None, error)
 
-    def _encode(self, builder: MessagesBuilder, body_offset: int) -> bytearray:
+    def _encode(self, builder: MessagesBuilder, body_offset: int) -> tuple[bytearray, int]:
         # Without this, offsets could be given out from a store that is still behind the log,
         # and every replica would stop at an entry that does not fit.
         invariant(self._serving_term is not None, "an entry got its place while not serving")
         now = max(self._clock.wall_ms(), self._store_timestamp_ms)
         self._store_timestamp_ms = now
-        return builder.encode(body_offset, now, self._take_offsets)
+        return builder.encode(body_offset, now, self._take_offsets), now
 
     def _take_offsets(self, topic_id: int, queue_id: int, count: int) -> int:
         queue = (topic_id, queue_id)

@@ -25,7 +25,15 @@ from broker.commands import (
     decode_control,
     offsets_of,
 )
+from broker.feature_commands import (
+    FEATURE_TYPES,
+    apply_feature,
+    apply_rider,
+    group_deleted,
+    topic_deleted,
+)
 from broker.messages_command import KeyGroup, decode_messages
+from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
 from dledger.errors import invariant
 from store import state_keys as keys
 from store.state_batch import WriteBatch
@@ -72,12 +80,14 @@ class AppliedEffects:
         topics: Names of topics created, changed or deleted.
         groups: Names of groups created, changed or deleted.
         offsets_stored: How many consumer offsets were stored.
+        resets: (topic id, queue id) of queues in which a group was moved.
     """
 
     queues: dict[tuple[int, int], int] = field(default_factory=dict)
     topics: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     offsets_stored: int = 0
+    resets: list[tuple[int, int]] = field(default_factory=list)
 
 
 _ALL_STORED: Final = MessagesApplied()
@@ -143,7 +153,11 @@ class BrokerStateMachine:
                 results.append(_apply_body(batch, index, entry.body, effects))
             batch.set_applied(index, term)
         if self._on_applied is not None and (
-            effects.queues or effects.topics or effects.groups or effects.offsets_stored
+            effects.queues
+            or effects.topics
+            or effects.groups
+            or effects.offsets_stored
+            or effects.resets
         ):
             self._on_applied(effects)
         return results
@@ -156,6 +170,15 @@ def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEff
         return _apply_messages(batch, index, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
+    if type_ == MESSAGES_WITH_RIDERS:
+        riders, messages = decode_riders(body)
+        applied = _apply_messages(batch, index, messages, effects)
+        for rider in riders:
+            if rider.topic_id not in applied.missing_topic_ids:
+                apply_rider(batch, rider)
+        return applied
+    if type_ in FEATURE_TYPES:
+        return apply_feature(batch, body, effects.resets)
     return _apply_control(batch, decode_control(body), effects)
 
 
@@ -212,6 +235,7 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
             effects.topics.append(name)
             for queue in [queue for queue in effects.queues if queue[0] == topic.topic_id]:
                 del effects.queues[queue]
+            topic_deleted(batch, topic.topic_id)
             return batch.delete_topic(name)
         case PutGroup(config, only_create):
             group = batch.group(config.name)
@@ -220,6 +244,8 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
                 group = batch.put_group(config)
             return group
         case DeleteGroup(name, delete_offsets):
+            if delete_offsets:
+                group_deleted(batch, name)
             existed = batch.delete_group(name, delete_offsets=delete_offsets)
             if existed:
                 effects.groups.append(name)

@@ -24,6 +24,7 @@ from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
 from store.producer_lanes import LaneChanges, LaneLimits, Lanes, SendRecord
+from store.state_rows import ROW_DATABASES, RowChanges
 
 DATABASE_NAMES: Final = (
     "meta",
@@ -35,6 +36,7 @@ DATABASE_NAMES: Final = (
     "key_index",
     "producer_lanes",
     "garbage",
+    *ROW_DATABASES,
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
@@ -102,6 +104,7 @@ class WriteBatch:
         self._index_records: list[tuple[int, Buffer]] = []
         self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
+        self.rows = RowChanges(environment)
 
     # --- topics and groups ------------------------------------------------------------------
 
@@ -302,6 +305,7 @@ class WriteBatch:
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
         # Producer ids are random: each lane touches a page of its own.
         estimate += 256 * len(self._offsets) + _NAME_ROOM_BYTES * len(self._lanes.changed)
+        estimate += self.rows.bytes_estimate
         garbage = self._tables.garbage
 
         def operations(transaction: WriteTransaction) -> None:
@@ -347,6 +351,7 @@ class WriteBatch:
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
         if self._lanes.changed:
             self._put_lanes(transaction)
+        self.rows.execute(transaction)
         meta = databases["meta"]
         tables = self._tables
         if tables.next_topic_id != self._base.next_topic_id:

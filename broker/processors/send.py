@@ -13,8 +13,10 @@ from broker import names
 from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.forwarding import EXT_BORN_HOST
+from broker.half_messages import is_half
 from broker.intake import MessageIntake
 from broker.messages_command import SendIdentity
+from broker.transaction_service import TransactionService
 from dledger.codes import (
     EXT_DEDUPLICATED,
     EXT_PRODUCER_ID,
@@ -54,6 +56,7 @@ class SendProcessor:
         context: BrokerContext,
         catalog: Catalog,
         intake: MessageIntake,
+        transactions: TransactionService,
         *,
         store_host: bytes,
         redirect: Callable[[Connection, Command], None],
@@ -64,12 +67,14 @@ class SendProcessor:
             context: The broker's parts.
             catalog: Topics and groups.
             intake: Encodes messages.
+            transactions: Takes half messages.
             store_host: Packed address in message ids.
             redirect: Takes a request that had no effect because this replica stopped leading.
         """
         self._context = context
         self._catalog = catalog
         self._intake = intake
+        self._transactions = transactions
         self._store_host = store_host
         self._redirect = redirect
         self._next_queue = 0
@@ -119,6 +124,9 @@ class SendProcessor:
         queue_id = self._choose_queue(topic, header.queue_id)
         identity = _identity(header)
         is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
+        if not is_batch and is_half(header.sys_flag, header.properties):
+            self._open(connection, command, header, topic, queue_id)
+            return
         intake = self._intake.encode(
             header,
             command.body,
@@ -157,6 +165,42 @@ class SendProcessor:
         # Set before the callback: that always comes later.
         repeats = self._context.appender.append(
             topic, queue_id, intake.messages, appended, identity
+        )
+
+    def _open(
+        self,
+        connection: Connection,
+        command: Command,
+        header: _Header,
+        topic: TopicConfig,
+        queue_id: int,
+    ) -> None:
+        """Stores a half message; the answer names its own places, by which it is ended."""
+
+        def opened(
+            half_offset: int, physical_offsets: list[int], error: DLedgerError | None, key: str
+        ) -> None:
+            if error is not None:
+                self._fail(connection, command, error)
+                return
+            ext = {
+                "msgId": offset_message_id(self._store_host, physical_offsets[0]),
+                "queueId": str(queue_id),
+                "queueOffset": str(half_offset),
+                "transactionId": key,
+                "MSG_REGION": "DefaultRegion",
+                "TRACE_ON": "true",
+            }
+            connection.reply(command, 0, ext)
+
+        self._transactions.open(
+            header,
+            command.body,
+            topic=topic.name,
+            queue_id=queue_id,
+            producer_group=header.producer_group,
+            born_host=_born_host(connection, command),
+            callback=opened,
         )
 
     def _fail(self, connection: Connection, command: Command, error: DLedgerError) -> None:

@@ -183,6 +183,9 @@ class PushConsumerConfig:
             doubled with every failure.
         strategy: `AVG` or `AVG_BY_CIRCLE`; the same for all members of the group.
         consume_timestamp_ms: Where `ConsumeFrom.TIMESTAMP` begins, in ms since the epoch.
+        lock_renew_s: Ordered only: how often locks are renewed.
+        lock_valid_s: Ordered only: how long an own lock counts after its renewal was asked for;
+            well below the 60 s after which brokers give it to another.
     """
 
     pull_count_max: int = 256
@@ -197,6 +200,8 @@ class PushConsumerConfig:
     redelivery_max_s: float = 30.0
     strategy: str = "AVG"
     consume_timestamp_ms: int = 0
+    lock_renew_s: float = 20.0
+    lock_valid_s: float = 30.0
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -209,6 +214,7 @@ class PushConsumerConfig:
             "commit_interval_s",
             "rebalance_interval_s",
             "redelivery_min_s",
+            "lock_renew_s",
         ):
             _require(name, getattr(self, name), getattr(self, name) > 0, "must be above 0")
         _require("drain_timeout_s", self.drain_timeout_s, self.drain_timeout_s >= 0, "not negative")
@@ -217,6 +223,12 @@ class PushConsumerConfig:
             self.redelivery_max_s,
             self.redelivery_max_s >= self.redelivery_min_s,
             "must not be below redelivery_min_s",
+        )
+        _require(
+            "lock_valid_s",
+            self.lock_valid_s,
+            self.lock_renew_s < self.lock_valid_s <= 40.0,
+            "must be above lock_renew_s and at most 40",
         )
         _require(
             "strategy", self.strategy, self.strategy in ("AVG", "AVG_BY_CIRCLE"), "unknown strategy"
