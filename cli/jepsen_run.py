@@ -145,6 +145,8 @@ def _show(result: RunResult, json_output: bool) -> None:
         say("\n".join(result.verdict.lines()))
     for reason in result.reasons:
         say(f"unknown because {reason}")
+    for name, reason in result.skipped.items():
+        say(f"not done: {name} {reason}")
     for name, value in result.figures.items():
         say(f"  {name}: {value}")
     say(f"{result.outcome.value.upper()}  {result.folder}")
