@@ -15,6 +15,7 @@ from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.config import load_config
 from dledger.errors import ConfigError
 from dledger.raft.config import RaftConfig
+from store.producer_lanes import LaneLimits
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,127}")
 # Identifiers of replicas become file and log names elsewhere: letters, digits, dots, dashes.
@@ -218,6 +219,7 @@ class BrokerConfig:
             whose first message lies within this many newest bytes of the log, as clients of
             RocketMQ expect ("still in memory" there). 0 switches this off.
         log_level: Of the process's log on standard error.
+        idempotence: What is remembered of producers. The leader's values hold for the group.
     """
 
     replica_id: str
@@ -239,6 +241,7 @@ class BrokerConfig:
     limits: LimitsSection = field(default_factory=LimitsSection)
     timing: TimingSection = field(default_factory=TimingSection)
     transactions: TransactionsSection = field(default_factory=TransactionsSection)
+    idempotence: LaneLimits = field(default_factory=LaneLimits)
 
     def __post_init__(self) -> None:
         for name in ("cluster_name", "broker_name"):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker import half_messages, transactions
-from broker.appender import AppendCallback
 from broker.catalog import Catalog, definite_failure
 from broker.context import FATAL_ERRORS, BrokerContext
 from broker.feature_commands import encode_feature
 from broker.intake import MessageIntake, SendFields
+from broker.requests import AppendCallback
 from broker.transactions import GIVEN_UP_TOPIC, HALF_TOPIC, HalfRow, Outcome
 from dledger.codes import Permission, RequestCode, ResponseCode
 from dledger.errors import (
@@ -249,7 +249,9 @@ class TransactionService:
 
         await self._under_way(half_offset, propose)
 
-    async def _under_way(self, half_offset: int, propose: Callable[[AppendCallback], None]) -> None:
+    async def _under_way(
+        self, half_offset: int, propose: Callable[[AppendCallback], object]
+    ) -> None:
         """Proposes the end of a transaction and waits for it."""
         event = self._ending[half_offset] = asyncio.Event()
         decided: asyncio.Future[DLedgerError | None]

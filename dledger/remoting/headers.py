@@ -40,6 +40,8 @@ class SendMessageHeader(Struct, kw_only=True):
     max_reconsume_times: Int32 | None = field(name="maxReconsumeTimes", default=None)
     batch: bool = False
     broker_name: str = field(name="bname", default="")
+    producer_id: str = field(name="dlProducerId", default="")
+    sequence: Int64 | None = field(name="dlSequence", default=None)
 
 
 class SendMessageHeaderV2(Struct, kw_only=True):
@@ -59,6 +61,8 @@ class SendMessageHeaderV2(Struct, kw_only=True):
     max_reconsume_times: Int32 | None = field(name="l", default=None)
     batch: bool = field(name="m", default=False)
     broker_name: str = field(name="n", default="")
+    producer_id: str = field(name="dlProducerId", default="")
+    sequence: Int64 | None = field(name="dlSequence", default=None)
 
 
 class SendMessageResponse(Struct, kw_only=True):
@@ -353,25 +357,6 @@ class GetConsumeStatsHeader(Struct, kw_only=True):
     consumer_group: str = field(name="consumerGroup")
     topic: str = ""
     topic_list: str = field(name="topicList", default="")
-
-
-class ResetOffsetHeader(Struct, kw_only=True):
-    """INVOKE_BROKER_TO_RESET_OFFSET. `timestamp_ms` -1: the end; `queue_id` -1: all queues."""
-
-    group: str
-    topic: str
-    timestamp_ms: Int64 = field(name="timestamp")
-    queue_id: Int32 | None = field(name="queueId", default=None)
-    offset: Int64 | None = None
-
-
-class CloneGroupOffsetHeader(Struct, kw_only=True):
-    """CLONE_GROUP_OFFSET. Without a topic: all."""
-
-    source_group: str = field(name="srcGroup")
-    target_group: str = field(name="destGroup")
-    topic: str = ""
-    offline: bool = False
 
 
 # --- nameserver ---------------------------------------------------------------------------------
