@@ -240,8 +240,8 @@ class BrokerConfig:
     raft: RaftConfig = field(default_factory=RaftConfig)
     limits: LimitsSection = field(default_factory=LimitsSection)
     timing: TimingSection = field(default_factory=TimingSection)
-    idempotence: LaneLimits = field(default_factory=LaneLimits)
     transactions: TransactionsSection = field(default_factory=TransactionsSection)
+    idempotence: LaneLimits = field(default_factory=LaneLimits)
 
     def __post_init__(self) -> None:
         for name in ("cluster_name", "broker_name"):

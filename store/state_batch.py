@@ -349,9 +349,9 @@ class WriteBatch:
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
+        self.rows.execute(transaction)
         if self._lanes.changed:
             self._put_lanes(transaction)
-        self.rows.execute(transaction)
         meta = databases["meta"]
         tables = self._tables
         if tables.next_topic_id != self._base.next_topic_id:

@@ -19,7 +19,7 @@ from dledger.message import validate_group
 from dledger.model import MessageQueue, TopicConfig
 from dledger.remoting.bodies import encode_offset_table
 from dledger.remoting.commands import Command
-from dledger.remoting.headers import CloneGroupOffsetHeader, ResetOffsetHeader
+from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHeader
 from dledger.remoting.server import Connection
 
 logger = logging.getLogger(__name__)

@@ -46,7 +46,6 @@ from dledger.remoting.bodies import (
 from dledger.remoting.commands import Command
 from dledger.remoting.errors import response_error
 from dledger.remoting.headers import (
-    CloneGroupOffsetHeader,
     CreateTopicHeader,
     DeleteGroupHeader,
     DeleteTopicHeader,
@@ -56,9 +55,9 @@ from dledger.remoting.headers import (
     GetTopicConfigHeader,
     QueryMessageHeader,
     QueryTopicConsumersHeader,
-    ResetOffsetHeader,
     ViewMessageHeader,
 )
+from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHeader
 
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers
 
