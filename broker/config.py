@@ -150,6 +150,8 @@ class TimingSection:
         idle_timeout_s: A connection without traffic for this long is closed.
         suspend_max_s: Longest time a pull is held, whatever the client asks.
         disk_check_s: How often free disk space is looked at.
+        preferred_leader_stable_s: A preferred leader that came back leads again when it has been
+            connected and caught up for this long.
         drain_s: How long a stopping broker waits for requests under way.
     """
 
@@ -162,6 +164,7 @@ class TimingSection:
     idle_timeout_s: float = 180.0
     suspend_max_s: float = 60.0
     disk_check_s: float = 1.0
+    preferred_leader_stable_s: float = 10.0
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:
@@ -194,6 +197,8 @@ class BrokerConfig:
         young_queue_bytes: A group without an offset starts at 0 rather than at the end of a queue
             whose first message lies within this many newest bytes of the log, as clients of
             RocketMQ expect ("still in memory" there). 0 switches this off.
+        preferred_leader: *group*. The replica that should lead whenever it can, so that several
+            groups spread their leaders; none by default.
         log_level: Of the process's log on standard error.
     """
 
@@ -210,6 +215,7 @@ class BrokerConfig:
     auto_create_groups: bool = True
     default_queue_count: int = 8
     young_queue_bytes: int = 1024 * 1024 * 1024
+    preferred_leader: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     store: StoreSection = field(default_factory=StoreSection)
     raft: RaftConfig = field(default_factory=RaftConfig)
@@ -240,6 +246,9 @@ class BrokerConfig:
         if self.replica_id not in ids:
             rule = f"must be one of the replicas: {', '.join(ids)}"
             raise ConfigError("replica_id", self.replica_id, rule)
+        if self.preferred_leader is not None and self.preferred_leader not in ids:
+            rule = f"must be one of the replicas: {', '.join(ids)}"
+            raise ConfigError("preferred_leader", self.preferred_leader, rule)
         if len(set(ids)) != len(ids):
             raise ConfigError("replicas", ids, "must have different ids")
         addresses = [r.address for r in self.replicas] + [r.raft_address for r in self.replicas]

@@ -12,6 +12,7 @@ from broker.processors.info import InfoProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.replicas import ReplicaProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
 from dledger.codes import RequestCode as Code
@@ -29,6 +30,7 @@ class Processors:
     groups: GroupProcessor
     queries: QueryProcessor
     info: InfoProcessor
+    replicas: ReplicaProcessor
 
 
 def make_routes(
@@ -58,6 +60,7 @@ def make_routes(
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+        Code.TRANSFER_LEADER: background(p.replicas.transfer_leader),
     }
     here: dict[Code, Handle] = {
         Code.PULL_MESSAGE: p.pull.pull,

@@ -18,6 +18,7 @@ from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
 from broker.intake import MessageIntake
+from broker.leadership import hand_over, prefer_leader
 from broker.long_polls import LongPolls
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
@@ -27,6 +28,7 @@ from broker.processors.info import InfoProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.replicas import ReplicaProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
 from broker.registration import Registrar
@@ -182,6 +184,10 @@ class Broker:
             raise
         self._tasks.spawn(self._watch_disk(), "watch-disk")
         self._tasks.spawn(self._expire_clients(), "expire-clients")
+        if config.preferred_leader is not None:
+            stable_s = config.timing.preferred_leader_stable_s
+            preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
+            self._tasks.spawn(preferred, "prefer-leader")
         parts.registrar.start()
         logger.info(
             "broker ready: replica=%s address=%s raft_address=%s applied_index=%d",
@@ -201,6 +207,8 @@ class Broker:
             return
         is_healthy = self._failure is None
         if is_healthy:
+            # Clients are served meanwhile; what needs a leader is forwarded to the new one.
+            await hand_over(parts.raft)
             await parts.registrar.stop(UNREGISTER_S)
         parts.pulls.close()
         parts.commits.close()
@@ -394,6 +402,7 @@ class Broker:
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
+            replicas=ReplicaProcessor(context),
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)

@@ -19,9 +19,9 @@ quorum, the command queue. What is replaced here, each by one method, and why
 Durability: a follower confirms an entry when it is durable here; the leader counts a confirmation
 only as far as its own log is durable, because the library always counts the leader itself.
 
-Also here: pre-vote, a bounded window to each follower instead of the library's unbounded sends,
-and application in bounded turns. pysyncobj is pinned exactly; `check_upstream` fails loudly if a
-private member that we rely on is gone.
+Also here: a bounded window to each follower instead of the library's unbounded sends, and
+application in bounded turns. Pre-vote and the transfer of leadership are in `elections`. pysyncobj
+is pinned exactly; `check_upstream` fails loudly if a private member that we rely on is gone.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import random as random_module
 from collections.abc import Sequence
 from typing import Any
 
-from pysyncobj import SyncObj
 from pysyncobj.node import Node
 
 from dledger.clock import Clock
 from dledger.errors import DiskFullError, InvariantError, invariant
 from dledger.raft.config import RaftConfig
+from dledger.raft.elections import Elections
 from dledger.raft.matching import check_sequence, entries_not_held, first_doubtful
 from dledger.raft.progress import Progress
 from dledger.raft.protocols import EngineHost, LogStorage
@@ -57,10 +57,8 @@ logger = logging.getLogger(__name__)
 NO_OP_BYTES = 64  # room that a no-op record needs at most
 
 
-class Engine(SyncObj):  # type: ignore[misc]
+class Engine(Elections):
     """One replica's consensus. Driven by `tick` and `receive`; owns no thread, socket or timer."""
-
-    _SyncObj__raftElectionDeadline: float
 
     def __init__(
         self,
@@ -208,6 +206,10 @@ class Engine(SyncObj):  # type: ignore[misc]
         no_op = self._SyncObj__noopIDx
         return no_op is not None and self._SyncObj__raftLastApplied >= no_op
 
+    def peer_ids(self) -> list[str]:
+        """Returns the other replicas."""
+        return list(self._peers)
+
     def commit_index(self) -> int:
         """Returns the highest index known to be committed."""
         return int(self._SyncObj__raftCommitIndex)
@@ -219,101 +221,12 @@ class Engine(SyncObj):  # type: ignore[misc]
                 "match_index": int(self._SyncObj__raftMatchIndex.get(self._peers[peer_id], 0)),
                 "next_index": int(self._SyncObj__raftNextIndex.get(self._peers[peer_id], 0)),
                 "in_flight_bytes": progress.in_flight_bytes,
+                "connected": int(self._peers[peer_id] in self._SyncObj__connectedNodes),
             }
             for peer_id, progress in self._progress.items()
         }
 
-    # --- elections -------------------------------------------------------------------------
-
-    def _campaign_if_due(self) -> None:
-        """Holds a pre-vote before the library may raise the term (defect 8).
-
-        Without it a replica that was cut off comes back with a higher term and deposes a healthy
-        leader.
-        """
-        now = self._clock.monotonic()
-        if self._SyncObj__raftElectionDeadline >= now or self._SyncObj__transferInProgress:
-            return
-        if not self._peers or not self._SyncObj__connectedNodes:
-            return
-        # A pre-vote changes nothing, so it may be repeated soon when there is no leader to disturb:
-        # the others may notice a little later that its connection was closed.
-        leader_gone = self._last_leader_contact == float("-inf")
-        self._SyncObj__raftElectionDeadline = now + (
-            self._short_delay() if leader_gone else self._SyncObj__generateRaftTimeout()
-        )
-        self._pre_votes = set()
-        for peer_id in self._peers:
-            self._host.send(
-                peer_id,
-                {
-                    "type": "pre_vote",
-                    "term": self._SyncObj__raftCurrentTerm + 1,
-                    "last_log_index": self._log.last_index,
-                    "last_log_term": self._log.last_term,
-                },
-            )
-
-    def _on_pre_vote(self, node: Node, message: dict[str, Any]) -> None:
-        current = self._SyncObj__raftCurrentTerm
-        theirs = (message["last_log_term"], message["last_log_index"])
-        silence = self._clock.monotonic() - self._last_leader_contact
-        granted = (
-            message["term"] > current
-            and theirs >= (self._log.last_term, self._log.last_index)
-            and self._SyncObj__raftState != LEADER
-            and silence * 1000 >= self._config.election_timeout_min_ms
-        )
-        self._host.send(
-            node.id,
-            {
-                "type": "pre_vote_response",
-                "term": message["term"],
-                "current_term": current,
-                "granted": granted,
-            },
-        )
-
-    def _on_pre_vote_response(self, node: Node, message: dict[str, Any]) -> None:
-        if self._SyncObj__raftState == LEADER:
-            return
-        if message["current_term"] > self._SyncObj__raftCurrentTerm:
-            self._step_down(message["current_term"])
-            return
-        if (
-            self._pre_votes is None
-            or not message["granted"]
-            or message["term"] != self._SyncObj__raftCurrentTerm + 1
-        ):
-            return
-        self._pre_votes.add(node.id)
-        if (len(self._pre_votes) + 1) * 2 > len(self._peers) + 1:
-            self._pre_votes = None
-            self._SyncObj__raftElectionDeadline = float("-inf")
-            self._onTick(0)
-            self._host.wake()
-
-    def _step_down(self, term: int) -> None:
-        """Enters a later term as a follower without a leader."""
-        self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(FOLLOWER)
-        self._SyncObj__raftLeader = None
-        self._pre_votes = None
-        self._host.state_changed()
-
-    def _state_changed(self, _old: int, _new: int) -> None:
-        self._pre_votes = None
-        self._host.state_changed()
-
-    def _SyncObj__generateRaftTimeout(self) -> float:
-        config = self._config
-        return (
-            self._random.uniform(config.election_timeout_min_ms, config.election_timeout_max_ms)
-            / 1000
-        )
-
-    def _short_delay(self) -> float:
-        return self._random.uniform(0.005, self._config.reset_election_max_ms / 1000)
+    # --- leading ---------------------------------------------------------------------------
 
     def _SyncObj__onBecomeLeader(self) -> None:
         try:
@@ -345,7 +258,9 @@ class Engine(SyncObj):  # type: ignore[misc]
             self._on_pre_vote(node, message)
         elif type_ == "pre_vote_response":
             self._on_pre_vote_response(node, message)
-        elif type_ in ("request_vote", "response_vote", "timeout_now"):
+        elif type_ == "timeout_now":
+            self._on_timeout_now(node, message)
+        elif type_ in ("request_vote", "response_vote"):
             super()._SyncObj__onMessageReceived(node, message)
             self._host.state_changed()
             self._host.wake()

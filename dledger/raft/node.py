@@ -19,12 +19,14 @@ from dledger.errors import (
     DiskFullError,
     DLedgerError,
     FlowControlError,
+    InvalidParameterError,
     InvariantError,
     LeadershipLostError,
     NotLeaderError,
     ProposalRejectedError,
     ProtocolError,
     StoreError,
+    TransferFailedError,
 )
 from dledger.model import Role
 from dledger.raft.config import RaftConfig
@@ -38,6 +40,7 @@ from dledger.raft.protocols import (
     StampedCommand,
     StateMachine,
 )
+from dledger.raft.transfer import Transfer
 from dledger.raft.upstream import CANDIDATE, LEADER
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ logger = logging.getLogger(__name__)
 TICK_MIN_S = 0.002
 TICK_MAX_S = 0.1
 APPLY_RETRY_S = 0.5
+TRANSFER_TIMEOUT_S = 2.0
 
 
 class _Proposal:
@@ -103,6 +107,7 @@ class RaftNode:
         self._pending: deque[_Proposal] = deque()
         self._pending_bytes = 0
         self._barriers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._transfer: Transfer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tick_scheduled = False
@@ -141,6 +146,9 @@ class RaftNode:
         self._disarm()
         self._fail_pending(error)
         self._fail_barriers(error)
+        if self._transfer is not None:
+            self._transfer.abandon()
+            self._transfer = None
         if self._serving_term is not None:
             self._serving_term = None
             for listener in self._listeners:
@@ -181,10 +189,18 @@ class RaftNode:
 
     @property
     def is_serving(self) -> bool:
-        """Whether this replica leads and has applied everything committed before its term."""
+        """Whether this replica leads and has applied everything committed before its term.
+
+        Not while it hands the leadership over: what only a leader may do then waits for the next.
+        """
         # A message may have deposed this leader a moment before the listeners hear of it.
         engine, term = self._engine, self._serving_term
-        return term is not None and engine.raft_state() == LEADER and engine.raft_term() == term
+        return (
+            term is not None
+            and self._transfer is None
+            and engine.raft_state() == LEADER
+            and engine.raft_term() == term
+        )
 
     @property
     def commit_index(self) -> int:
@@ -276,6 +292,40 @@ class RaftNode:
         self._barriers.append((self._engine.begin_round(), commit_index, future))
         self.wake()
         await future
+
+    async def transfer_leadership(
+        self, target: str | None = None, *, timeout_s: float = TRANSFER_TIMEOUT_S
+    ) -> str | None:
+        """Hands the leadership to a follower that has the whole log.
+
+        Args:
+            target: The follower; any one that is ready if None.
+            timeout_s: For all of it. Meanwhile nothing can be proposed here.
+
+        Returns:
+            The new leader, this replica if it is the target; None if it is not known yet.
+
+        Raises:
+            NotLeaderError: This replica does not serve.
+            InvalidParameterError: `target` is not in the group.
+            TransferFailedError: Nobody was ready, or one is under way already; this leader goes on.
+            CommitTimeoutError: The follower was asked but did not take over in time; it still may.
+        """
+        if not self.is_serving and self._transfer is None:
+            raise NotLeaderError(self.leader_id, self.term)
+        if self._transfer is not None:
+            raise TransferFailedError("the leadership is being handed over already")
+        if target == self.replica_id:
+            return target
+        peers = self._engine.peer_ids()
+        if target is not None and target not in peers:
+            raise InvalidParameterError(f"{target} is not a replica of this group")
+        candidates = peers if target is None else [target]
+        deadline = self._clock.monotonic() + timeout_s
+        transfer = self._transfer = Transfer(candidates, self.term, deadline)
+        logger.info("handing the leadership over: term=%d target=%s", self.term, target or "any")
+        self.wake()
+        return await transfer.result
 
     # --- the engine's host ------------------------------------------------------------------
 
@@ -370,6 +420,7 @@ class RaftNode:
         self._follow_leadership()
         self._expire()
         self._release_barriers()
+        self._advance_transfer()
         self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -404,6 +455,15 @@ class RaftNode:
             logger.info("serving as leader: term=%d applied_index=%d", term, self.applied_index)
             for listener in self._listeners:
                 listener.on_serving(term)
+
+    def _advance_transfer(self) -> None:
+        transfer = self._transfer
+        if transfer is None:
+            return
+        is_settled = not self._pending and self.commit_index == self._log.last_index
+        now = self._clock.monotonic()
+        if transfer.advance(self._engine, self.replica_id, now, is_settled=is_settled):
+            self._transfer = None
 
     def _fail_pending(self, error: DLedgerError) -> None:
         pending, self._pending = self._pending, deque()
