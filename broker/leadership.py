@@ -97,5 +97,7 @@ async def prefer_leader(
 async def hand_over(raft: LeadershipControl, timeout_s: float = HAND_OVER_S) -> None:
     """Before a planned stop: lets a follower lead, if there is one that is ready in time."""
     if raft.is_serving and raft.peer_progress():
-        with contextlib.suppress(DLedgerError):
-            await raft.transfer_leadership(timeout_s=timeout_s)
+        # Whatever happens to the replica meanwhile: a stop never waits for longer.
+        with contextlib.suppress(DLedgerError, TimeoutError):
+            async with asyncio.timeout(2 * timeout_s):
+                await raft.transfer_leadership(timeout_s=timeout_s)

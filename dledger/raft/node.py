@@ -311,7 +311,7 @@ class RaftNode:
             TransferFailedError: Nobody was ready, or one is under way already; this leader goes on.
             CommitTimeoutError: The follower was asked but did not take over in time; it still may.
         """
-        if not self.is_serving and self._transfer is None:
+        if self._stopped or (not self.is_serving and self._transfer is None):
             raise NotLeaderError(self.leader_id, self.term)
         if self._transfer is not None:
             raise TransferFailedError("the leadership is being handed over already")
