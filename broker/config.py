@@ -69,6 +69,13 @@ class StoreSection:
         disk_free_min_bytes: Below this much free space writes are refused, reads go on. A new
             file of the log leaves twice as much, for everything else.
         map_bytes: First size of the LMDB map; it grows.
+        retention_hours: *group*. Messages older than this may be dropped, a whole file of the log
+            at a time.
+        retention_bytes: *group*. Beyond this many bytes of log the oldest are dropped; 0: no limit.
+        retention_free_bytes: With less free space than this the oldest are dropped as well,
+            whatever their age. 0 switches this off.
+        snapshot_interval_s: How often the state is copied and synced, for a restart after an
+            unclean stop of the machine and for replicas that are far behind.
     """
 
     segment_bytes: int = 256 * 1024 * 1024
@@ -76,11 +83,20 @@ class StoreSection:
     tail_cache_bytes: int = 16 * 1024 * 1024
     disk_free_min_bytes: int = 16 * 1024 * 1024
     map_bytes: int = 1024 * 1024 * 1024
+    retention_hours: float = 72.0
+    retention_bytes: int = 0
+    retention_free_bytes: int = 64 * 1024 * 1024
+    snapshot_interval_s: float = 300.0
 
     def __post_init__(self) -> None:
         _between("segment_bytes", self.segment_bytes, 64 * 1024, 2 * 1024**3)
         _between("tail_cache_bytes", self.tail_cache_bytes, 0, 16 * 1024**3)
         _at_least("disk_free_min_bytes", self.disk_free_min_bytes, 0)
+        for name in ("retention_hours", "snapshot_interval_s"):
+            if not 0 < getattr(self, name) <= 1_000_000:
+                raise ConfigError(name, getattr(self, name), "must lie in (0, 1000000]")
+        for name in ("retention_bytes", "retention_free_bytes"):
+            _at_least(name, getattr(self, name), 0)
         _between("map_bytes", self.map_bytes, 1024 * 1024, 1 << 40)
 
 
@@ -152,6 +168,7 @@ class TimingSection:
         disk_check_s: How often free disk space is looked at.
         preferred_leader_stable_s: A preferred leader that came back leads again when it has been
             connected and caught up for this long.
+        retention_check_s: How often old messages are looked for.
         drain_s: How long a stopping broker waits for requests under way.
     """
 
@@ -165,6 +182,7 @@ class TimingSection:
     suspend_max_s: float = 60.0
     disk_check_s: float = 1.0
     preferred_leader_stable_s: float = 10.0
+    retention_check_s: float = 10.0
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:

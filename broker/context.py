@@ -46,6 +46,10 @@ class RaftView(Protocol):
     @property
     def pending_bytes(self) -> int: ...  # noqa: D102
 
+    def peer_progress(self) -> dict[str, dict[str, int]]:
+        """On a leader: how far each follower is."""
+        ...
+
     def propose(
         self, command: Any, callback: Callable[[object, DLedgerError | None], None]
     ) -> None:

@@ -20,6 +20,7 @@ from broker.gate import WriteGate
 from broker.intake import MessageIntake
 from broker.leadership import hand_over, prefer_leader
 from broker.long_polls import LongPolls
+from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
 from broker.processors.clients import ClientProcessor
@@ -32,11 +33,14 @@ from broker.processors.replicas import ReplicaProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
 from broker.registration import Registrar
+from broker.retention import Retention
+from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
+from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
-from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
+from dledger.errors import ConfigError, DiskFailureError, RequestError
 from dledger.message import UniqueKeyGenerator, pack_host
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
@@ -44,7 +48,6 @@ from dledger.remoting.client import ClientConnection, RemotingClient
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
 from store.commit_log import CommitLog
-from store.config import StoreConfig
 from store.files import FileSystem, OsFileSystem
 from store.state_store import StateStore
 
@@ -54,26 +57,29 @@ EXPIRY_SWEEP_S = 10.0
 UNREGISTER_S = 0.5
 
 
-class StateAheadError(StoreError):
-    """The state has applied entries that the log does not hold: one of the two was replaced."""
-
-    definite = True
-
-
 @dataclass(slots=True)
 class _Parts:
     """What exists while the broker runs."""
 
     context: BrokerContext
     raft: RaftNode
-    log: CommitLog
-    store: StateStore
+    stores: Stores
     client: RemotingClient
     catalog: Catalog
     commits: OffsetCommits
     pulls: PullProcessor
     clients: ClientProcessor
     registrar: Registrar
+
+    @property
+    def log(self) -> CommitLog:
+        """The CommitLog."""
+        return self.stores.log
+
+    @property
+    def store(self) -> StateStore:
+        """The state as applied here."""
+        return self.stores.store
 
 
 class Broker:
@@ -89,6 +95,7 @@ class Broker:
         clock: Clock | None = None,
         fs: FileSystem | None = None,
         random: random_module.Random | None = None,
+        maintenance: Maintenance | None = None,
     ) -> None:
         """Prepares a broker; nothing is opened yet.
 
@@ -97,11 +104,13 @@ class Broker:
             clock: The machine's if None.
             fs: What the CommitLog writes through; the operating system's if None.
             random: For election timeouts; seeded by the operating system if None.
+            maintenance: Where long work is done; a thread of its own if None.
         """
         self.config = config
         self._clock = clock or SystemClock()
         self._fs = fs or OsFileSystem()
         self._random = random or random_module.Random()
+        self._maintenance = maintenance or MaintenanceThread()
         self._tasks = Tasks(self._on_fatal)
         self._parts: _Parts | None = None
         self._dispatcher: Dispatcher | None = None
@@ -165,25 +174,25 @@ class Broker:
         On an exception everything that was opened is closed again.
         """
         config = self.config
-        log = store = None
+        stores: Stores | None = None
         try:
-            log, store = self._open_stores()
+            stores = open_stores(config, self._fs, self._clock)
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
-            parts = self._parts = self._assemble(log, store)
+            parts = self._parts = self._assemble(stores)
             await self._start_raft(parts)
         except BaseException:
             await self._server.stop(0)
             await self._tasks.close()
             if self._parts is not None:
                 await self._parts.client.close()
-            if store is not None:
-                store.close()
-            if log is not None:
-                log.close()
+            self._maintenance.close()
+            if stores is not None:
+                stores.close(clean=True)
             raise
         self._tasks.spawn(self._watch_disk(), "watch-disk")
         self._tasks.spawn(self._expire_clients(), "expire-clients")
+        self._spawn_housekeeping(parts)
         if config.preferred_leader is not None:
             stable_s = config.timing.preferred_leader_stable_s
             preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
@@ -194,7 +203,7 @@ class Broker:
             config.replica_id,
             parts.context.address,
             config.replica.raft_address,
-            store.applied_index,
+            parts.store.applied_index,
         )
 
     async def stop(self) -> None:
@@ -217,14 +226,9 @@ class Broker:
         await parts.raft.stop()
         await self._tasks.close()
         await parts.client.close()
-        # The state may be called clean only if the log below it is durable: after a power cut it
-        # must not know entries that the log lost.
-        is_log_closed = False
-        try:
-            parts.log.close()
-            is_log_closed = True
-        finally:
-            parts.store.close(clean=is_healthy and is_log_closed)
+        # A copy that is being made reads the state.
+        self._maintenance.close()
+        parts.stores.close(clean=is_healthy)
         self._parts = None
         logger.info("broker stopped: replica=%s", self.config.replica_id)
 
@@ -275,38 +279,9 @@ class Broker:
             logger.critical("stopping: %s", error)
             self._failed.set()
 
-    def _open_stores(self) -> tuple[CommitLog, StateStore]:
-        directory, section = self.config.data_directory, self.config.store
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("data_directory", str(directory), str(error)) from error
-        log_config = StoreConfig(
-            segment_bytes=section.segment_bytes,
-            tail_cache_bytes=section.tail_cache_bytes,
-            flush=section.flush,
-            # More than the floor of the gate: a new segment must not by itself stop writing.
-            disk_free_bytes_min=2 * section.disk_free_min_bytes,
-        )
-        log = CommitLog.open(directory / "log", log_config, self._fs, clock=self._clock)
-        try:
-            store = StateStore.open(directory / "state", map_bytes=section.map_bytes)
-        except BaseException:
-            log.close()
-            raise
-        if store.applied_index > log.last_index:
-            text = (
-                f"{directory / 'state'} has applied entry {store.applied_index}, but "
-                f"{directory / 'log'} ends with {log.last_index}: the log was replaced or lost; "
-                "this replica must be rebuilt from its peers"
-            )
-            store.close(clean=False)
-            log.close()
-            raise StateAheadError(text)
-        return log, store
-
-    def _assemble(self, log: CommitLog, store: StateStore) -> _Parts:
+    def _assemble(self, stores: Stores) -> _Parts:
         config, clock = self.config, self._clock
+        log, store = stores.log, stores.store
         limits, timing = config.limits, config.timing
         host, port = config.advertised_address(self._server.port)
         machine = BrokerStateMachine(store, self._on_applied)
@@ -344,7 +319,7 @@ class Broker:
             port=port,
             boot_ms=clock.wall_ms(),
         )
-        return self._connect(context, raft, log, store)
+        return self._connect(context, raft, stores)
 
     def _make_raft(self, log: CommitLog, machine: BrokerStateMachine) -> RaftNode:
         config = self.config
@@ -372,10 +347,9 @@ class Broker:
             on_fatal=self._on_fatal,
         )
 
-    def _connect(
-        self, context: BrokerContext, raft: RaftNode, log: CommitLog, store: StateStore
-    ) -> _Parts:
+    def _connect(self, context: BrokerContext, raft: RaftNode, stores: Stores) -> _Parts:
         config = self.config
+        log, store = stores.log, stores.store
         client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
         catalog = Catalog(config, store, raft, context.gate)
         commits = OffsetCommits(raft, context.gate, gather_ms=config.timing.offset_gather_ms)
@@ -412,8 +386,7 @@ class Broker:
         return _Parts(
             context=context,
             raft=raft,
-            log=log,
-            store=store,
+            stores=stores,
             client=client,
             catalog=catalog,
             commits=commits,
@@ -479,6 +452,13 @@ class Broker:
             except OSError as error:
                 raise DiskFailureError(f"{self.config.data_directory}: {error}") from error
             parts.context.gate.observe_disk(free_bytes)
+
+    def _spawn_housekeeping(self, parts: _Parts) -> None:
+        snapshotter = Snapshotter(parts.stores, self._maintenance)
+        interval_s = self.config.store.snapshot_interval_s
+        self._tasks.spawn(snapshotter.run(interval_s), "snapshots")
+        retention = Retention(parts.context, parts.stores, snapshotter, self._maintenance, self._fs)
+        self._tasks.spawn(retention.run(self.config.timing.retention_check_s), "retention")
 
     async def _expire_clients(self) -> None:
         while True:

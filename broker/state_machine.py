@@ -22,6 +22,8 @@ from broker.commands import (
     DeleteTopic,
     PutGroup,
     PutTopic,
+    TrimLog,
+    TrimQueues,
     decode_control,
     offsets_of,
 )
@@ -214,5 +216,12 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
             stored = batch.put_consumer_offsets(offsets_of(command))
             effects.offsets_stored += stored
             return stored
+        case TrimQueues(minimums):
+            for topic_id, queue_id, minimum in minimums:
+                batch.trim_queue(topic_id, queue_id, minimum)
+            return None
+        case TrimLog(physical_offset):
+            batch.set_retained(physical_offset)
+            return None
         case _:
             assert_never(command)

@@ -25,6 +25,7 @@ from dledger.errors import (
 from store import recovery
 from store.config import StoreConfig
 from store.files import NO_SPACE_ERRNOS, SHORTAGE_ERRNOS, FileLock, FileSystem, OsFileSystem
+from store.front import FrontRemoval, droppable
 from store.group_commit import GroupCommit, Seal
 from store.log_statistics import CommitLogStatistics
 from store.mark_file import DurableMark
@@ -37,7 +38,7 @@ from store.record import (
     encode_record,
     stamped_offsets,
 )
-from store.segment import Segment, segment_name
+from store.segment import Segment, SegmentFacts, segment_name
 from store.space import PAGE_BYTES, TINY_RECORD_BYTES, choose_capacity, margin_bytes
 from store.sync_worker import SyncWorker, ThreadSyncWorker
 from store.tail_cache import TailCache
@@ -343,6 +344,43 @@ class CommitLog:
         self._offset_end = offset
         self._group.restart(self._last_index, offset)
         logger.info("log truncated last_index=%d offset_end=%d", self._last_index, offset)
+
+    def segments(self) -> list[SegmentFacts]:
+        """Returns where the sealed segments lie, the oldest first."""
+        return [segment.facts() for segment in self._segments[:-1]]
+
+    def release_front(self, physical_offset: int, index_max: int) -> FrontRemoval | None:
+        """Lets go of whole segments at the front; their files are removed by the result's `run`.
+
+        Args:
+            physical_offset: Everything from here on stays.
+            index_max: The entry with this index and all newer ones stay.
+
+        Returns:
+            What is to be removed, None if nothing is. Until it has run, or if the process dies
+            before, the segments are found again at the next opening.
+        """
+        self._check_writable()
+        count = droppable(
+            self._segments,
+            physical_offset=physical_offset,
+            index_max=index_max,
+            synced_offset=self._group.synced_offset,
+        )
+        if not count:
+            return None
+        dropped = self._segments[:count]
+        del self._segments[:count]
+        self._reader.forget_before(self._segments[0])
+        for segment in dropped:
+            segment.close()
+        logger.info(
+            "log shortened first_index=%d offset_min=%d segments_dropped=%d",
+            self.first_index,
+            self.offset_min,
+            count,
+        )
+        return FrontRemoval(self._fs, self._directory, [segment.facts() for segment in dropped])
 
     def _drop_after(self, target: Segment) -> None:
         place = self._segments.index(target)

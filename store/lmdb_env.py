@@ -10,8 +10,8 @@ gone without a trace and the error is told apart by trying to extend again.
 Durability: a commit is *written*. It survives the death of the process, not of the machine; see
 `clean_mark` for what follows from that. `sync` makes all commits durable.
 
-Concurrency: one thread. Read transactions must be short: a long one keeps freed pages from being
-used again.
+Concurrency: one thread, but for `copy_to`, which may run on another one. Read transactions must be
+short: a long one keeps freed pages from being used again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ MAP_BYTES_MIN: Final = 1 << 20
 _EXTEND_BYTES: Final = 4 << 20
 # Free pages, tree growth and the copies of touched pages that every transaction needs.
 _ROOM_BYTES_MIN: Final = 1 << 20
+# Room in the map before a copy begins: it cannot grow while another thread reads it.
+_COPY_ROOM_BYTES: Final = 4 << 30
 _FULL_CODES: Final = frozenset((errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
 
 
@@ -112,6 +114,7 @@ class LmdbEnvironment:
         self._page_bytes: int = self._env.stat()["psize"]
         self._allocated_bytes = data_file.stat().st_size
         self._open = True
+        self._copying = False
 
     @property
     def map_bytes(self) -> int:
@@ -165,6 +168,34 @@ class LmdbEnvironment:
         except lmdb.Error as exc:
             raise DiskFailureError(f"syncing {self._path}: {exc}") from exc
 
+    def begin_copy(self) -> None:
+        """Prepares `copy_to`; to be called on the owning thread, and `end_copy` after it.
+
+        While a copy runs the map cannot grow (it would be mapped anew under the other thread's
+        feet), so it gets room first. A write that needs more is refused like one to a full disk.
+        """
+        self._check_open()
+        room = min(self.used_bytes() + _COPY_ROOM_BYTES, self._map_bytes_max)
+        if room > self._map_bytes:
+            self._grow_map(room)
+        self._copying = True
+
+    def end_copy(self) -> None:
+        """Ends what `begin_copy` began."""
+        self._copying = False
+
+    def copy_to(self, directory: Path) -> None:
+        """Writes a consistent, compact copy into an existing directory. On any thread.
+
+        Raises:
+            DiskFullError: No room.
+            DiskFailureError: The disk failed.
+        """
+        try:
+            self._env.copy(str(directory), compact=True)
+        except lmdb.Error as exc:
+            raise _translated(exc, directory) from exc
+
     def used_bytes(self) -> int:
         """Returns how far the file is used: bytes up to its last page in use."""
         self._check_open()
@@ -188,6 +219,8 @@ class LmdbEnvironment:
             self._extend_file(end)
 
     def _grow_map(self, bytes_min: int) -> None:
+        if self._copying:
+            raise DiskFullError(f"the map of {self._path} cannot grow while it is copied")
         size = self._map_bytes
         while size < bytes_min and size < self._map_bytes_max:
             size = min(size * 2, self._map_bytes_max)
@@ -211,6 +244,24 @@ class LmdbEnvironment:
             finally:
                 os.close(descriptor)
         self._allocated_bytes = size
+
+
+def read_value(path: Path, database_name: str, key: bytes) -> bytes | None:
+    """Returns one value of an environment that nobody has open.
+
+    Raises:
+        UnusableStateError: It is not an environment with that database.
+    """
+    try:
+        environment = lmdb.open(str(path), readonly=True, lock=False, max_dbs=1)
+        try:
+            database = environment.open_db(database_name.encode(), create=False)
+            with environment.begin(db=database) as transaction:
+                return transaction.get(key)
+        finally:
+            environment.close()
+    except lmdb.Error as exc:
+        raise UnusableStateError(f"{path}: {exc}") from exc
 
 
 def _open_environment(path: Path, map_bytes: int, database_count: int) -> lmdb.Environment:

@@ -42,6 +42,9 @@ APPLIED: Final = Struct(">QQ")
 FORMAT_KEY: Final = b"format"
 FORMAT: Final = Struct(">I")
 FORMAT_VERSION: Final = 1
+# meta "retained": physical offset below which the log's messages are gone.
+RETAINED_KEY: Final = b"retained"
+RETAINED: Final = Struct(">Q")
 NEXT_TOPIC_ID_KEY: Final = b"next_topic_id"
 TOPIC_ID: Final = Struct(">I")
 

@@ -1,0 +1,103 @@
+"""Opens what lies on a replica's disk, and checks that it belongs together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.config import BrokerConfig
+from dledger.clock import Clock
+from dledger.errors import ConfigError, StoreError
+from store.commit_log import CommitLog
+from store.config import StoreConfig
+from store.files import FileSystem
+from store.snapshots import Snapshots
+from store.state_store import StateStore
+
+
+class StateAheadError(StoreError):
+    """The state has applied entries that the log does not hold: one of the two was replaced."""
+
+    definite = True
+
+
+class StateBehindError(StoreError):
+    """The log no longer holds the entries that the state would have to apply next."""
+
+    definite = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Log, state and snapshots of one replica, open."""
+
+    log: CommitLog
+    store: StateStore
+    snapshots: Snapshots
+
+    def close(self, *, clean: bool) -> None:
+        """Closes all. The state is marked clean only above a log that was closed in order.
+
+        After a power cut the state must not know entries that the log lost.
+        """
+        is_log_closed = False
+        try:
+            self.log.close()
+            is_log_closed = True
+        finally:
+            self.store.close(clean=clean and is_log_closed)
+
+
+def open_stores(config: BrokerConfig, fs: FileSystem, clock: Clock) -> Stores:
+    """Opens the data directory.
+
+    Raises:
+        ConfigError: The directory cannot be made.
+        DataDirectoryLockedError: Another process uses it.
+        CorruptRecordError: The log is damaged; nothing was changed.
+        StateAheadError, StateBehindError: Log and state do not belong together.
+        StoreError: The directory cannot be used.
+    """
+    directory, section = config.data_directory, config.store
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("data_directory", str(directory), str(error)) from error
+    log_config = StoreConfig(
+        segment_bytes=section.segment_bytes,
+        tail_cache_bytes=section.tail_cache_bytes,
+        flush=section.flush,
+        # More than the floor of the gate: a new segment must not by itself stop writing.
+        disk_free_bytes_min=2 * section.disk_free_min_bytes,
+    )
+    log = CommitLog.open(directory / "log", log_config, fs, clock=clock)
+    try:
+        snapshots = Snapshots(directory / "snapshots")
+        store = StateStore.open(
+            directory / "state", map_bytes=section.map_bytes, restore=snapshots.restore_into
+        )
+    except BaseException:
+        log.close()
+        raise
+    try:
+        _check(config, log, store)
+    except BaseException:
+        store.close(clean=False)
+        log.close()
+        raise
+    return Stores(log, store, snapshots)
+
+
+def _check(config: BrokerConfig, log: CommitLog, store: StateStore) -> None:
+    directory = config.data_directory
+    if store.applied_index > log.last_index:
+        raise StateAheadError(
+            f"{directory / 'state'} has applied entry {store.applied_index}, but "
+            f"{directory / 'log'} ends with {log.last_index}: the log was replaced or lost; "
+            "this replica must be rebuilt from its peers"
+        )
+    if store.applied_index + 1 < log.first_index:
+        raise StateBehindError(
+            f"{directory / 'state'} has applied entry {store.applied_index}, but "
+            f"{directory / 'log'} begins with {log.first_index}: the state was lost and no "
+            "snapshot could replace it; this replica must be rebuilt from its peers"
+        )
