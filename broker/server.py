@@ -17,6 +17,7 @@ from broker.context import BrokerContext
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
+from broker.installing import Installer
 from broker.intake import MessageIntake
 from broker.leadership import hand_over, prefer_leader
 from broker.long_polls import LongPolls
@@ -64,6 +65,7 @@ class _Parts:
     context: BrokerContext
     raft: RaftNode
     stores: Stores
+    installer: Installer
     client: RemotingClient
     catalog: Catalog
     commits: OffsetCommits
@@ -226,6 +228,7 @@ class Broker:
         await parts.raft.stop()
         await self._tasks.close()
         await parts.client.close()
+        await parts.installer.close()
         # A copy that is being made reads the state.
         self._maintenance.close()
         parts.stores.close(clean=is_healthy)
@@ -285,7 +288,8 @@ class Broker:
         limits, timing = config.limits, config.timing
         host, port = config.advertised_address(self._server.port)
         machine = BrokerStateMachine(store, self._on_applied)
-        raft = self._make_raft(log, machine)
+        installer = self._make_installer(stores)
+        raft = self._make_raft(log, machine, installer)
         gate = WriteGate(
             raft,
             disk_free_min_bytes=config.store.disk_free_min_bytes,
@@ -319,9 +323,21 @@ class Broker:
             port=port,
             boot_ms=clock.wall_ms(),
         )
-        return self._connect(context, raft, stores)
+        return self._connect(context, raft, stores, installer)
 
-    def _make_raft(self, log: CommitLog, machine: BrokerStateMachine) -> RaftNode:
+    def _make_installer(self, stores: Stores) -> Installer:
+        return Installer(
+            self.config.data_directory,
+            stores.log,
+            stores.store,
+            stores.snapshots,
+            self._maintenance,
+            stores.catching_up,
+        )
+
+    def _make_raft(
+        self, log: CommitLog, machine: BrokerStateMachine, installer: Installer
+    ) -> RaftNode:
         config = self.config
         others = [replica for replica in config.replicas if replica.id != config.replica_id]
         transport = TcpTransport(
@@ -345,9 +361,12 @@ class Broker:
             clock=self._clock,
             random=self._random,
             on_fatal=self._on_fatal,
+            snapshots=installer,
         )
 
-    def _connect(self, context: BrokerContext, raft: RaftNode, stores: Stores) -> _Parts:
+    def _connect(
+        self, context: BrokerContext, raft: RaftNode, stores: Stores, installer: Installer
+    ) -> _Parts:
         config = self.config
         log, store = stores.log, stores.store
         client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
@@ -383,10 +402,12 @@ class Broker:
         for listener in (forwarder, registrar, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
+        installer.on_installed(self._on_installed)
         return _Parts(
             context=context,
             raft=raft,
             stores=stores,
+            installer=installer,
             client=client,
             catalog=catalog,
             commits=commits,
@@ -394,6 +415,13 @@ class Broker:
             clients=processors.clients,
             registrar=registrar,
         )
+
+    def _on_installed(self) -> None:
+        """Takes note that the whole state was replaced."""
+        parts = self._parts
+        if parts is not None:
+            parts.registrar.topics_changed()
+            parts.pulls.topics_changed()
 
     def _make_forwarder(
         self,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker.config import BrokerConfig
+from broker.installing import Installation, finish_installation
 from dledger.clock import Clock
 from dledger.errors import ConfigError, StoreError
-from store.commit_log import CommitLog
+from store.commit_log import LOCK_NAME, CommitLog
 from store.config import StoreConfig
 from store.files import FileSystem
 from store.snapshots import Snapshots
@@ -33,6 +34,7 @@ class Stores:
     log: CommitLog
     store: StateStore
     snapshots: Snapshots
+    catching_up: Installation | None = None  # the state may be ahead of the log so far
 
     def close(self, *, clean: bool) -> None:
         """Closes all. The state is marked clean only above a log that was closed in order.
@@ -69,27 +71,39 @@ def open_stores(config: BrokerConfig, fs: FileSystem, clock: Clock) -> Stores:
         # More than the floor of the gate: a new segment must not by itself stop writing.
         disk_free_bytes_min=2 * section.disk_free_min_bytes,
     )
-    log = CommitLog.open(directory / "log", log_config, fs, clock=clock)
+    log_directory = directory / "log"
+    fs.make_directory(log_directory)
+    lock = fs.lock(log_directory / LOCK_NAME)
     try:
         snapshots = Snapshots(directory / "snapshots")
+        catching_up = finish_installation(directory, log_config, fs, snapshots)
+    finally:
+        lock.release()
+    log = CommitLog.open(log_directory, log_config, fs, clock=clock)
+    ahead_max = 0 if catching_up is None else catching_up.applied_index
+    try:
+        # One beyond the log was received but never installed.
+        snapshots.drop_beyond(max(log.last_index, ahead_max))
         store = StateStore.open(
-            directory / "state", map_bytes=section.map_bytes, restore=snapshots.restore_into
+            directory / "state",
+            map_bytes=section.map_bytes,
+            restore=snapshots.restore_into,
         )
     except BaseException:
         log.close()
         raise
     try:
-        _check(config, log, store)
+        _check(config, log, store, ahead_max)
     except BaseException:
         store.close(clean=False)
         log.close()
         raise
-    return Stores(log, store, snapshots)
+    return Stores(log, store, snapshots, catching_up)
 
 
-def _check(config: BrokerConfig, log: CommitLog, store: StateStore) -> None:
+def _check(config: BrokerConfig, log: CommitLog, store: StateStore, ahead_max: int) -> None:
     directory = config.data_directory
-    if store.applied_index > log.last_index:
+    if store.applied_index > max(log.last_index, ahead_max):
         raise StateAheadError(
             f"{directory / 'state'} has applied entry {store.applied_index}, but "
             f"{directory / 'log'} ends with {log.last_index}: the log was replaced or lost; "

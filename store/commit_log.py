@@ -27,6 +27,7 @@ from store.config import StoreConfig
 from store.files import NO_SPACE_ERRNOS, SHORTAGE_ERRNOS, FileLock, FileSystem, OsFileSystem
 from store.front import FrontRemoval, droppable
 from store.group_commit import GroupCommit, Seal
+from store.log_reset import reset_files
 from store.log_statistics import CommitLogStatistics
 from store.mark_file import DurableMark
 from store.reader import LogReader
@@ -344,6 +345,33 @@ class CommitLog:
         self._offset_end = offset
         self._group.restart(self._last_index, offset)
         logger.info("log truncated last_index=%d offset_end=%d", self._last_index, offset)
+
+    def reset_to(self, record: bytes) -> None:
+        """Replaces the whole log by one that begins with this record. Term and vote stay.
+
+        Raises:
+            DiskFailureError: The log has failed for good; so also if the disk is full.
+
+        Durability: synced on return; interrupted, it must be done again: see `log_reset`.
+
+        Concurrency: blocks the loop for as long as removing the files takes.
+        """
+        self._check_writable()
+        self._settle()
+        with self._fatal_errors("replacement"):
+            for segment in self._segments:
+                segment.close()
+            self._segments.clear()
+            self._active = None
+            self._reader.close()
+            reset_files(self._fs, self._directory, self._config, self._mark, record)
+            found = recovery.open_log(self._fs, self._directory, self._config, self._mark)
+        self._segments.extend(found.segments)
+        self._active = found.segments[-1]
+        self._offset_end = self._active.end
+        self._last_index, self._last_term = found.last_index, found.last_term
+        self._group.restart(self._last_index, self._offset_end)
+        logger.info("log replaced %s", self)
 
     def segments(self) -> list[SegmentFacts]:
         """Returns where the sealed segments lie, the oldest first."""

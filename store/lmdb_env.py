@@ -121,6 +121,11 @@ class LmdbEnvironment:
         """Size of the memory map now."""
         return self._map_bytes
 
+    @property
+    def map_bytes_max(self) -> int:
+        """Where the memory map stops growing."""
+        return self._map_bytes_max
+
     def read(self) -> ReadTransaction:
         """Returns a read transaction, to be used in a `with` and left soon."""
         self._check_open()

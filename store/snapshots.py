@@ -26,10 +26,11 @@ import msgspec
 
 from dledger.errors import Corruption, CorruptRecordError, DiskFailureError, invariant
 from store import state_keys as keys
-from store.lmdb_env import DATA_FILE, UnusableStateError, read_value, store_errors
+from store.lmdb_env import DATA_FILE, LOCK_FILE, UnusableStateError, read_value, store_errors
 
 logger = logging.getLogger(__name__)
 
+NEW_DATA_FILE: Final = DATA_FILE + ".new"
 MANIFEST: Final = "manifest"
 NEW: Final = "new"
 VERSION: Final = 1
@@ -119,8 +120,63 @@ class Snapshots:
                 (self.directory / NEW).rename(target)
             _sync_directory(self.directory)
         self._newest = info
-        for name in self._names()[self._keep :]:
+        older = [name for name in self._names() if int(name) <= info.applied_index]
+        for name in older[self._keep :]:
             shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def adopt(self, directory: Path, info: SnapshotInfo) -> None:
+        """Makes a received copy the newest snapshot. On one thread at a time, as `prepare`.
+
+        Args:
+            directory: Holds `data.mdb`, synced. It is moved.
+            info: What it is of; checked.
+
+        Raises:
+            CorruptRecordError: The file is not what `info` says.
+
+        Durability: synced on return.
+        """
+        with store_errors(directory):
+            found = _describe(directory)
+            if found != info:
+                raise CorruptRecordError(str(directory / DATA_FILE), 0, Corruption.BAD_CHECKSUM)
+            _write_synced(directory / MANIFEST, encode_manifest(info))
+            _sync_directory(directory)
+            target = self.data_file(info).parent
+            shutil.rmtree(target, ignore_errors=True)
+            directory.rename(target)
+            _sync_directory(self.directory)
+
+    @staticmethod
+    def term_of(directory: Path) -> int:
+        """Returns the applied term of a copy, 0 if it cannot be read."""
+        try:
+            value = read_value(directory, "meta", keys.APPLIED_KEY)
+        except UnusableStateError:
+            return 0
+        return 0 if value is None else int(keys.APPLIED.unpack(value)[1])
+
+    def use(self, info: SnapshotInfo) -> None:
+        """Makes an adopted copy the one that counts, and removes all others."""
+        self._newest = info
+        for name in self._names():
+            if name != self.data_file(info).parent.name:
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def drop_beyond(self, index: int) -> None:
+        """Removes snapshots that were received but not installed: of later entries than this."""
+        for name in self._names():
+            if int(name) > index:
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+                if self._newest is not None and self._newest.applied_index == int(name):
+                    self._newest = None
+        if self._newest is None:
+            found = (self._load(self.directory / name) for name in self._names())
+            self._newest = next((info for info in found if info is not None), None)
+
+    def load(self, applied_index: int) -> SnapshotInfo | None:
+        """Returns the snapshot of that index, None if there is none."""
+        return self._load(self.directory / f"{applied_index:0{_NAME_DIGITS}d}")
 
     def restore_into(self, state_directory: Path) -> SnapshotInfo | None:
         """Copies the newest intact snapshot into an empty state directory.
@@ -184,7 +240,31 @@ def install_file(source: Path, state_directory: Path, info: SnapshotInfo) -> Non
 
     Durability: synced on return; the data file appears whole or not at all.
     """
-    temporary = state_directory / (DATA_FILE + ".new")
+    copy_checked(source, state_directory, info)
+    with store_errors(state_directory):
+        replace_data_file(state_directory)
+
+
+def replace_data_file(state_directory: Path) -> None:
+    """Gives the file of `copy_checked` the name of the live one, which nobody has open.
+
+    Durability: synced on return.
+    """
+    # Its readers belong to the old file.
+    (state_directory / LOCK_FILE).unlink(missing_ok=True)
+    (state_directory / NEW_DATA_FILE).replace(state_directory / DATA_FILE)
+    _sync_directory(state_directory)
+
+
+def copy_checked(source: Path, state_directory: Path, info: SnapshotInfo) -> None:
+    """Copies a snapshot's file beside the live one. On any thread.
+
+    Raises:
+        CorruptRecordError: The file is not what the manifest says.
+
+    Durability: synced on return.
+    """
+    temporary = state_directory / NEW_DATA_FILE
     crc = size = 0
     with store_errors(state_directory), source.open("rb") as old, temporary.open("wb") as new:
         while data := old.read(_STEP_BYTES):
@@ -196,9 +276,6 @@ def install_file(source: Path, state_directory: Path, info: SnapshotInfo) -> Non
     if (crc, size) != (info.crc, info.size_bytes):
         temporary.unlink()
         raise CorruptRecordError(str(source), 0, Corruption.BAD_CHECKSUM)
-    with store_errors(state_directory):
-        temporary.replace(state_directory / DATA_FILE)
-        _sync_directory(state_directory)
 
 
 def _describe(directory: Path) -> SnapshotInfo:

@@ -36,6 +36,7 @@ from store.lmdb_env import (
     WriteTransaction,
     store_errors,
 )
+from store.snapshots import replace_data_file
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
 
 _logger = logging.getLogger(__name__)
@@ -378,6 +379,28 @@ class StateStore:
             yield self._environment.copy_to
         finally:
             self._environment.end_copy()
+
+    def replace(self) -> None:
+        """Goes on with the file that `snapshots.copy_checked` has put beside the live one.
+
+        Raises:
+            DiskFailureError: It cannot be used; the replica must stop.
+
+        Durability: synced on return; interrupted, the old file is there or the new one.
+        """
+        invariant(not self._batch_open, "the state is replaced within a batch")
+        environment = self._environment
+        with store_errors(self._path):
+            environment.close()
+            replace_data_file(self._path)
+        self._environment = LmdbEnvironment(
+            self._path,
+            database_names=DATABASE_NAMES,
+            map_bytes=environment.map_bytes,
+            map_bytes_max=environment.map_bytes_max,
+        )
+        _check_format(self._environment)
+        self._tables = _load_tables(self._environment)
 
     # --- inspection -------------------------------------------------------------------------
 

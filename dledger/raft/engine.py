@@ -35,8 +35,8 @@ from pysyncobj.node import Node
 
 from dledger.clock import Clock
 from dledger.errors import DiskFullError, InvariantError, invariant
+from dledger.raft.catch_up import CatchUp, IncomingSnapshot, OutgoingSnapshot
 from dledger.raft.config import RaftConfig
-from dledger.raft.elections import Elections
 from dledger.raft.matching import check_sequence, entries_not_held, first_doubtful
 from dledger.raft.progress import Progress
 from dledger.raft.protocols import EngineHost, LogStorage
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 NO_OP_BYTES = 64  # room that a no-op record needs at most
 
 
-class Engine(Elections):
+class Engine(CatchUp):
     """One replica's consensus. Driven by `tick` and `receive`; owns no thread, socket or timer."""
 
     def __init__(
@@ -87,6 +87,8 @@ class Engine(Elections):
         self._pre_votes: set[str] | None = None
         self._peers = {peer_id: Peer(peer_id) for peer_id in sorted(peer_ids)}
         self._commit_told = 0
+        self._outgoing: dict[str, OutgoingSnapshot] = {}
+        self._incoming: IncomingSnapshot | None = None
         engine_clock.set(clock)
         super().__init__(
             Peer(replica_id),
@@ -99,17 +101,24 @@ class Engine(Elections):
         self.conf.onStateChanged = self._state_changed
         self._poller = NullPoller()
 
-    def restore(self, applied_index: int) -> None:
-        """Starts from the state machine's durable applied index; nothing is applied twice."""
+    def restore(self, applied_index: int, catch_up_index: int = 0) -> None:
+        """Starts from the state machine's durable applied index; nothing is applied twice.
+
+        Args:
+            applied_index: Of the state machine.
+            catch_up_index: How far the state machine may be ahead of the log.
+        """
         applied = max(1, applied_index)
         invariant(
-            applied <= self._log.last_index,
+            applied <= max(self._log.last_index, catch_up_index),
             "the state machine is ahead of the log",
             applied_index=applied,
             last_index=self._log.last_index,
         )
         self._SyncObj__raftLastApplied = applied
-        self._SyncObj__raftCommitIndex = applied
+        # After the installation of a snapshot the log follows until it has reached the state; what
+        # it holds before that is committed.
+        self._SyncObj__raftCommitIndex = min(applied, self._log.last_index)
 
     # --- what the node calls ---------------------------------------------------------------
 
@@ -241,6 +250,7 @@ class Engine(Elections):
         for progress in self._progress.values():
             progress.last_progress = now
         self._ack = None
+        self._drop_outgoing()
         self._commit_told = 0
         super()._SyncObj__onBecomeLeader()
         self._log.request_sync()
@@ -258,6 +268,12 @@ class Engine(Elections):
             self._on_pre_vote(node, message)
         elif type_ == "pre_vote_response":
             self._on_pre_vote_response(node, message)
+        elif type_ == "snapshot_piece":
+            self._on_snapshot_piece(node, message)
+        elif type_ == "snapshot_end":
+            self._on_snapshot_end(node, message)
+        elif type_ == "snapshot_reply":
+            self._on_snapshot_reply(node, message)
         elif type_ == "timeout_now":
             self._on_timeout_now(node, message)
         elif type_ in ("request_vote", "response_vote"):
@@ -297,6 +313,7 @@ class Engine(Elections):
             )
         if not self._SyncObj__transferInProgress:
             self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
+        self._drop_outgoing()
         changed = self._SyncObj__raftLeader != node
         self._SyncObj__raftLeader = node
         self._SyncObj__setState(FOLLOWER)
@@ -415,14 +432,16 @@ class Engine(Elections):
         if progress is None:
             return
         now = self._clock.monotonic()
-        self._SyncObj__lastResponseTime[node] = now
-        progress.round = max(progress.round, message["round"])
+        self._heard_from(node, message["round"], now)
         if message["success"]:
             self._on_success(node, progress, message["next_node_idx"] - 1, now)
         elif message["reset"] and message["session"] == progress.session:
             match = self._SyncObj__raftMatchIndex[node]
             progress.restart(now)
-            self._SyncObj__raftNextIndex[node] = max(match + 1, message["next_node_idx"])
+            next_index = max(match + 1, message["next_node_idx"])
+            self._SyncObj__raftNextIndex[node] = next_index
+            if self._needs_snapshot(node, next_index):
+                self._pump_snapshot(node)
         self._send_to(node)
         self._host.wake()
 
@@ -451,6 +470,8 @@ class Engine(Elections):
         confirmed = max(progress.acked, self._SyncObj__raftMatchIndex[node])
         if confirmed:
             self._SyncObj__raftNextIndex[node] = confirmed + 1
+        if node.id in self._outgoing:
+            self._outgoing[node.id].restart(self._clock.monotonic())
 
     def _SyncObj__sendAppendEntries(self) -> None:
         now = self._clock.monotonic()
@@ -460,6 +481,9 @@ class Engine(Elections):
             if peer not in self._SyncObj__connectedNodes:
                 continue
             progress = self._progress[peer_id]
+            if peer_id in self._outgoing:
+                self._pump_snapshot(peer, heartbeat=True)
+                continue
             if progress.in_flight and self._is_stalled(peer_id, progress, now):
                 self._restart_sending(peer)
             if not self._send_to(peer):
@@ -474,7 +498,7 @@ class Engine(Elections):
 
     def _send_to(self, node: Node) -> bool:
         """Sends entries as far as the follower's window allows; False if none was due."""
-        if node not in self._SyncObj__connectedNodes:
+        if node not in self._SyncObj__connectedNodes or node.id in self._outgoing:
             return False
         progress = self._progress[node.id]
         sent = False
@@ -489,15 +513,17 @@ class Engine(Elections):
 
     def _send_append(self, node: Node, progress: Progress, *, entries: bool) -> bool:
         log = self._log
+        if self._SyncObj__raftNextIndex[node] <= log.first_index and log.first_index > 1:
+            # What it needs next was dropped here meanwhile.
+            self._ask_floor(node)
         next_index = self._SyncObj__raftNextIndex[node]
-        if not entries:
+        if not entries and progress.acked >= log.first_index:
             # A heartbeat names an entry that the follower is known to have, if there is one.
-            next_index = (progress.acked or next_index - 1) + 1
+            next_index = progress.acked + 1
         previous_term = log.term_at(next_index - 1)
-        if previous_term is None:
-            # Needs entries that this log no longer holds.
-            logger.warning("follower %s needs entry %d, not held", node.id, next_index - 1)
-            return False
+        invariant(
+            previous_term is not None, "the leader's log lacks an entry", index=next_index - 1
+        )
         message: dict[str, Any] = {
             "type": "append_entries",
             "term": self._SyncObj__raftCurrentTerm,

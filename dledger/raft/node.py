@@ -25,6 +25,7 @@ from dledger.errors import (
     NotLeaderError,
     ProposalRejectedError,
     ProtocolError,
+    RemoteProtocolError,
     StoreError,
     TransferFailedError,
 )
@@ -37,6 +38,9 @@ from dledger.raft.protocols import (
     ProposalCallback,
     RaftListener,
     RaftTransport,
+    SnapshotExchange,
+    SnapshotReader,
+    SnapshotWriter,
     StampedCommand,
     StateMachine,
 )
@@ -80,6 +84,7 @@ class RaftNode:
         random: random_module.Random,
         on_fatal: Callable[[BaseException], None],
         engine_class: type[Engine] = Engine,
+        snapshots: SnapshotExchange | None = None,
     ) -> None:
         """Prepares a node; `start` brings it to life.
 
@@ -94,6 +99,8 @@ class RaftNode:
             random: Chance for election timeouts.
             on_fatal: Called once when the node must not go on (a failed disk, a broken
                 invariant). The node has stopped taking part by then.
+            snapshots: For followers that need entries which a leader no longer holds; a group
+                whose logs keep everything needs none.
             engine_class: For the fault-injection harness, which plants faults in subclasses.
         """
         self.replica_id = replica_id
@@ -103,6 +110,7 @@ class RaftNode:
         self._transport = transport
         self._clock = clock
         self._on_fatal = on_fatal
+        self._snapshots = snapshots
         self._listeners: list[RaftListener] = []
         self._pending: deque[_Proposal] = deque()
         self._pending_bytes = 0
@@ -116,7 +124,8 @@ class RaftNode:
         self._told_leader: tuple[str | None, int] = (None, 0)
         self._apply_blocked_until = 0.0
         self._engine = engine_class(replica_id, list(peer_ids), config, log, self, clock, random)
-        self._engine.restore(machine.applied_index)
+        catch_up_index = 0 if snapshots is None else snapshots.catch_up_index
+        self._engine.restore(machine.applied_index, catch_up_index)
 
     # --- life ------------------------------------------------------------------------------
 
@@ -140,10 +149,12 @@ class RaftNode:
         """Stops as a killed process does: nobody is told anything."""
         self._stopped = True
         self._disarm()
+        self._engine.close_snapshots()
 
     def _halt(self, error: DLedgerError) -> None:
         self._stopped = True
         self._disarm()
+        self._engine.close_snapshots()
         self._fail_pending(error)
         self._fail_barriers(error)
         if self._transfer is not None:
@@ -362,6 +373,41 @@ class RaftNode:
         else:
             error = ProposalRejectedError("another leader's entry took the place; not stored")
             proposal.callback(None, error)
+
+    def open_snapshot(self) -> SnapshotReader | None:
+        """Returns the newest snapshot of the state, None if there is none."""
+        return None if self._snapshots is None else self._snapshots.open_newest()
+
+    def receive_snapshot(self, applied_index: int, size_bytes: int, crc: int) -> SnapshotWriter:
+        """Begins to receive a snapshot."""
+        if self._snapshots is None:
+            raise RemoteProtocolError("a snapshot for a replica that takes none")
+        return self._snapshots.receive(applied_index, size_bytes, crc)
+
+    def install_snapshot(
+        self,
+        writer: SnapshotWriter,
+        record: bytes,
+        done: Callable[[DLedgerError | None], None],
+    ) -> None:
+        """Replaces log and state by a received snapshot and the first entry of a log."""
+        if self._snapshots is None:
+            raise RemoteProtocolError("a snapshot for a replica that takes none")
+        engine = self._engine
+
+        def installed(applied_index: int | None, error: DLedgerError | None) -> None:
+            if self._stopped:
+                return
+            if error is None and applied_index is not None:
+                engine.installed(applied_index)
+                logger.info("snapshot installed: applied_index=%d", applied_index)
+            elif isinstance(error, StoreError) and not isinstance(error, DiskFullError):
+                self._fatal(error)
+                return
+            done(error)
+            self.wake()
+
+        self._snapshots.install(writer, record, lambda: engine.may_install(record), installed)
 
     def state_changed(self) -> None:
         """Looks at role and leader after the current call has finished."""
