@@ -22,6 +22,17 @@ class Maintenance(Protocol):
         ...
 
 
+class InlineMaintenance:
+    """Does the work at once, for simulations and tests. Satisfies `Maintenance`."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Returns what the work returns, or raises what it raises."""
+        return work()
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class MaintenanceThread:
     """One thread of this process. Satisfies `Maintenance`."""
 

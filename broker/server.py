@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random as random_module
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker import routes
@@ -43,14 +44,17 @@ from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
 from dledger.errors import ConfigError, DiskFailureError, RequestError
 from dledger.message import UniqueKeyGenerator, pack_host
+from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
 from dledger.remoting.client import ClientConnection, RemotingClient
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
+from store.clean_mark import machine_boot_id
 from store.commit_log import CommitLog
 from store.files import FileSystem, OsFileSystem
 from store.state_store import StateStore
+from store.sync_worker import SyncWorker
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +102,10 @@ class Broker:
         fs: FileSystem | None = None,
         random: random_module.Random | None = None,
         maintenance: Maintenance | None = None,
+        sync_worker: SyncWorker | None = None,
+        boot_id: Callable[[], str] = machine_boot_id,
+        unique_keys: UniqueKeyGenerator | None = None,
+        engine_class: type[Engine] = Engine,
     ) -> None:
         """Prepares a broker; nothing is opened yet.
 
@@ -107,12 +115,20 @@ class Broker:
             fs: What the CommitLog writes through; the operating system's if None.
             random: For election timeouts; seeded by the operating system if None.
             maintenance: Where long work is done; a thread of its own if None.
+            sync_worker: Makes the CommitLog durable; a thread if None.
+            boot_id: Changes whenever the machine boots: then the state is rebuilt from the log.
+            unique_keys: Ids for messages that come without one.
+            engine_class: For the fault-injection harness, which plants faults in subclasses.
         """
         self.config = config
         self._clock = clock or SystemClock()
         self._fs = fs or OsFileSystem()
         self._random = random or random_module.Random()
         self._maintenance = maintenance or MaintenanceThread()
+        self._sync_worker = sync_worker
+        self._boot_id = boot_id
+        self._unique_keys = unique_keys or UniqueKeyGenerator()
+        self._engine_class = engine_class
         self._tasks = Tasks(self._on_fatal)
         self._parts: _Parts | None = None
         self._dispatcher: Dispatcher | None = None
@@ -178,7 +194,7 @@ class Broker:
         config = self.config
         stores: Stores | None = None
         try:
-            stores = open_stores(config, self._fs, self._clock)
+            stores = self._open_stores()
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
             parts = self._parts = self._assemble(stores)
@@ -282,6 +298,15 @@ class Broker:
             logger.critical("stopping: %s", error)
             self._failed.set()
 
+    def _open_stores(self) -> Stores:
+        return open_stores(
+            self.config,
+            self._fs,
+            self._clock,
+            sync_worker=self._sync_worker,
+            boot_id=self._boot_id,
+        )
+
     def _assemble(self, stores: Stores) -> _Parts:
         config, clock = self.config, self._clock
         log, store = stores.log, stores.store
@@ -362,6 +387,7 @@ class Broker:
             random=self._random,
             on_fatal=self._on_fatal,
             snapshots=installer,
+            engine_class=self._engine_class,
         )
 
     def _connect(
@@ -381,7 +407,7 @@ class Broker:
         intake = MessageIntake(
             cluster_name=config.cluster_name,
             store_host=store_host,
-            new_unique_key=UniqueKeyGenerator(),
+            new_unique_key=self._unique_keys,
         )
         offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
         processors = routes.Processors(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.config import BrokerConfig
 from broker.installing import Installation, finish_installation
 from dledger.clock import Clock
 from dledger.errors import ConfigError, StoreError
+from store.clean_mark import machine_boot_id
 from store.commit_log import LOCK_NAME, CommitLog
 from store.config import StoreConfig
 from store.files import FileSystem
 from store.snapshots import Snapshots
 from store.state_store import StateStore
+from store.sync_worker import SyncWorker
 
 
 class StateAheadError(StoreError):
@@ -49,7 +52,14 @@ class Stores:
             self.store.close(clean=clean and is_log_closed)
 
 
-def open_stores(config: BrokerConfig, fs: FileSystem, clock: Clock) -> Stores:
+def open_stores(
+    config: BrokerConfig,
+    fs: FileSystem,
+    clock: Clock,
+    *,
+    sync_worker: SyncWorker | None = None,
+    boot_id: Callable[[], str] = machine_boot_id,
+) -> Stores:
     """Opens the data directory.
 
     Raises:
@@ -79,7 +89,7 @@ def open_stores(config: BrokerConfig, fs: FileSystem, clock: Clock) -> Stores:
         catching_up = finish_installation(directory, log_config, fs, snapshots)
     finally:
         lock.release()
-    log = CommitLog.open(log_directory, log_config, fs, clock=clock)
+    log = CommitLog.open(log_directory, log_config, fs, sync_worker=sync_worker, clock=clock)
     ahead_max = 0 if catching_up is None else catching_up.applied_index
     try:
         # One beyond the log was received but never installed.
@@ -87,6 +97,7 @@ def open_stores(config: BrokerConfig, fs: FileSystem, clock: Clock) -> Stores:
         store = StateStore.open(
             directory / "state",
             map_bytes=section.map_bytes,
+            boot_id=boot_id,
             restore=snapshots.restore_into,
         )
     except BaseException:

@@ -21,6 +21,7 @@ from dledger.client.finder import LeaderFinder
 from dledger.client.heartbeats import Heartbeats, Member
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.routes import RouteCache, TopicRoute, topic_route
+from dledger.client.watch import LeaderWatch
 from dledger.clock import Clock
 from dledger.codes import (
     AUTO_CREATE_TOPIC,
@@ -55,6 +56,7 @@ from dledger.remoting.headers import GetRouteHeader, to_ext
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPT_MIN_S = 0.2
 _SILENCE_S = 0.5  # without an answer, until the other replicas are asked
 _GUESS_REFRESH_S = 1.0  # a topic that is about to be created gets its real route soon
 
@@ -95,6 +97,12 @@ class ClientSession:
         self._heartbeats = Heartbeats(
             self.routes, self.remoting, self.client_id, config.heartbeat_s, producer_group
         )
+        self._watch = LeaderWatch(
+            probe=self._probe,
+            find_successor=self._find_successor,
+            give_up=lambda address: self.remoting.give_up(address, "it leads no more"),
+            spawn=self._spawn,
+        )
         self._fetching: dict[str, asyncio.Task[TopicRoute]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._route_listeners: list[Callable[[str], None]] = []
@@ -126,7 +134,7 @@ class ClientSession:
         await self._finder.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._started:
-            await self._heartbeats.say_goodbye()
+            await self._heartbeats.close()
         await self.remoting.close()
 
     def check_open(self) -> None:
@@ -295,6 +303,21 @@ class ClientSession:
         finally:
             request.cancel()
 
+    async def long_poll(
+        self, broker_name: str, address: str, code: RequestCode, ext: Ext, *, timeout_s: float
+    ) -> Command:
+        """Sends a request that a replica may hold for long; see the module `watch`.
+
+        Raises:
+            ConnectionLostError: Also if the replica fell silent and another one leads.
+            Otherwise as `RemotingClient.request`.
+        """
+        self._watch.enter(broker_name, address)
+        try:
+            return await self.remoting.request(address, code, ext, timeout_s=timeout_s)
+        finally:
+            self._watch.leave(broker_name, address)
+
     async def _find_successor(self, broker_name: str, silent: str) -> bool:
         """Whether a replica other than the silent one says that it serves as leader."""
         book = self.routes.book(broker_name)
@@ -347,7 +370,9 @@ class ClientSession:
             error: DLedgerError
             unknown = False
             try:
-                response = await self.remoting.request(address, code, ext, body, timeout_s=left)
+                response = await self.ask_leader(
+                    broker_name, address, code, ext, body, timeout_s=left
+                )
                 unknown = response.ext.get(EXT_OUTCOME) == OUTCOME_UNKNOWN
                 self.note_answer(broker_name, address, response)
                 if response.code == ResponseCode.SUCCESS:
@@ -367,7 +392,8 @@ class ClientSession:
             )
             if final:
                 raise error
-            if step is Step.GIVE_UP or loop.time() >= deadline:
+            # One more attempt that cannot be answered in time would hide what the last one said.
+            if step is Step.GIVE_UP or loop.time() >= deadline - min(_ATTEMPT_MIN_S, limit / 4):
                 raise error
             hints = hints + 1 if step is Step.FIND_LEADER else 0
             if step is Step.WAIT:
