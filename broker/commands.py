@@ -43,6 +43,7 @@ class CommandType(IntEnum):
     COMMIT_OFFSETS = 0x15
     TRIM_QUEUES = 0x20
     TRIM_LOG = 0x21
+    DIGEST = 0x22
 
 
 class PutTopic(msgspec.Struct, frozen=True, array_like=True):
@@ -105,7 +106,26 @@ class TrimLog(msgspec.Struct, frozen=True, array_like=True):
     physical_offset: _Offset
 
 
-Control = PutTopic | DeleteTopic | PutGroup | DeleteGroup | CommitOffsets | TrimQueues | TrimLog
+class CheckDigest(msgspec.Struct, frozen=True, array_like=True):
+    """Says what the leader's state was after an entry. Result: None.
+
+    A replica whose own digest of that entry differs stops.
+    """
+
+    index: _Offset
+    digest: bytes
+
+
+Control = (
+    PutTopic
+    | DeleteTopic
+    | PutGroup
+    | DeleteGroup
+    | CommitOffsets
+    | TrimQueues
+    | TrimLog
+    | CheckDigest
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
@@ -116,6 +136,7 @@ _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
     CommandType.COMMIT_OFFSETS: msgspec.msgpack.Decoder(CommitOffsets),
     CommandType.TRIM_QUEUES: msgspec.msgpack.Decoder(TrimQueues),
     CommandType.TRIM_LOG: msgspec.msgpack.Decoder(TrimLog),
+    CommandType.DIGEST: msgspec.msgpack.Decoder(CheckDigest),
 }
 
 
@@ -181,6 +202,11 @@ def encode_trim_queues(minimums: Sequence[tuple[int, int, int]]) -> bytes:
 def encode_trim_log(physical_offset: int) -> bytes:
     """Returns a TRIM_LOG command."""
     return _encode(CommandType.TRIM_LOG, TrimLog(physical_offset))
+
+
+def encode_digest(index: int, digest: bytes) -> bytes:
+    """Returns a DIGEST command."""
+    return _encode(CommandType.DIGEST, CheckDigest(index, digest))
 
 
 def decode_control(body: bytes | bytearray | memoryview) -> Control:

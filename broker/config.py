@@ -217,6 +217,8 @@ class BrokerConfig:
             RocketMQ expect ("still in memory" there). 0 switches this off.
         preferred_leader: *group*. The replica that should lead whenever it can, so that several
             groups spread their leaders; none by default.
+        digest_entries: *group*. So many log entries lie between two comparisons of the replicas'
+            states.
         log_level: Of the process's log on standard error.
     """
 
@@ -234,6 +236,7 @@ class BrokerConfig:
     default_queue_count: int = 8
     young_queue_bytes: int = 1024 * 1024 * 1024
     preferred_leader: str | None = None
+    digest_entries: int = 1000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     store: StoreSection = field(default_factory=StoreSection)
     raft: RaftConfig = field(default_factory=RaftConfig)
@@ -252,6 +255,7 @@ class BrokerConfig:
             parse_address(nameserver, "nameservers")
         if len(set(self.nameservers)) != len(self.nameservers):
             raise ConfigError("nameservers", self.nameservers, "must not name one twice")
+        _at_least("digest_entries", self.digest_entries, 1)
         _at_least("young_queue_bytes", self.young_queue_bytes, 0)
         if not 1 <= self.default_queue_count <= self.limits.queue_count_max:
             rule = "must lie in 1..limits.queue_count_max"

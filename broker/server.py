@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random as random_module
 import socket
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from broker import routes
 from broker.appender import Appender, AppenderConfig
 from broker.catalog import Catalog
+from broker.commands import encode_digest
 from broker.config import BrokerConfig, parse_address
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
@@ -42,7 +44,7 @@ from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
-from dledger.errors import ConfigError, DiskFailureError, RequestError
+from dledger.errors import ConfigError, DiskFailureError, DLedgerError, RequestError
 from dledger.message import UniqueKeyGenerator, pack_host
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
@@ -312,7 +314,7 @@ class Broker:
         log, store = stores.log, stores.store
         limits, timing = config.limits, config.timing
         host, port = config.advertised_address(self._server.port)
-        machine = BrokerStateMachine(store, self._on_applied)
+        machine = BrokerStateMachine(store, self._on_applied, digest_entries=config.digest_entries)
         installer = self._make_installer(stores)
         raft = self._make_raft(log, machine, installer)
         gate = WriteGate(
@@ -487,9 +489,20 @@ class Broker:
             return
         if effects.queues:
             parts.pulls.queues_grew(effects.queues)
+        if effects.checkpoint is not None:
+            # Not from within an apply.
+            asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
+
+    def _log_digest(self, index: int, digest: bytes) -> None:
+        """On the leader: lets every replica compare its state after that entry with this one's."""
+        parts = self._parts
+        if parts is None or not parts.raft.is_serving:
+            return
+        with contextlib.suppress(DLedgerError):  # the next one will do
+            parts.raft.propose(encode_digest(index, digest), lambda _result, _error: None)
 
     def _on_client_connection_lost(self, connection: ClientConnection) -> None:
         if self._parts is not None:

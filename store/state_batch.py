@@ -70,6 +70,8 @@ class StateTables:
     bounds: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     garbage: tuple[int, ...] = ()  # ids of deleted topics that have left pairs behind
     trimmed: tuple[tuple[int, int], ...] = ()  # queues that have chunks below their minimum
+    digest: bytes = bytes(keys.DIGEST_BYTES)  # of everything that was applied, and its results
+    checkpoints: tuple[tuple[int, bytes], ...] = ()  # (log index, digest), the newest last
     retained_offset: int = 0  # messages before this physical offset are gone
     swept_offset: int = 0  # the key index holds none before this one
     sweep_key: bytes = b""  # where sweeping it goes on
@@ -298,6 +300,24 @@ class WriteBatch:
         # Near-sequential keys share pages; a scattered one touches a page of its own.
         self._bytes_estimate += 2 * len(records) + count * 512 + _NAME_ROOM_BYTES
 
+    @property
+    def digest(self) -> bytes:
+        """Returns the digest as this batch has made it."""
+        return self._tables.digest
+
+    def set_digest(self, digest: bytes) -> None:
+        """Sets the digest of everything applied."""
+        self._tables.digest = digest
+
+    def checkpoint(self, index: int) -> None:
+        """Remembers the digest as that of the state after this entry."""
+        kept = self._tables.checkpoints[1 - keys.CHECKPOINTS_KEPT :]
+        self._tables.checkpoints = (*kept, (index, self._tables.digest))
+
+    def digest_at(self, index: int) -> bytes | None:
+        """Returns the digest that was remembered for an entry, None if none (any more) is."""
+        return dict(self._tables.checkpoints).get(index)
+
     def set_applied(self, index: int, term: int) -> None:
         """Sets the applied index and its term."""
         self._tables.applied_index = index
@@ -391,6 +411,9 @@ class WriteBatch:
         if tables.retained_offset != self._base.retained_offset:
             retained = keys.RETAINED.pack(tables.retained_offset)
             transaction.put(keys.RETAINED_KEY, retained, db=meta)
+        if (tables.digest, tables.checkpoints) != (self._base.digest, self._base.checkpoints):
+            packed = [keys.CHECKPOINT.pack(*checkpoint) for checkpoint in tables.checkpoints]
+            transaction.put(keys.DIGEST_KEY, b"".join([tables.digest, *packed]), db=meta)
         if tables.applied_index != self._base.applied_index:
             applied = keys.APPLIED.pack(tables.applied_index, tables.applied_term)
             transaction.put(keys.APPLIED_KEY, applied, db=meta)

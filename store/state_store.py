@@ -517,6 +517,11 @@ def _load_tables(environment: LmdbEnvironment) -> StateTables:
             if len(key) == keys.QUEUE_KEY.size:
                 topic_id, queue_id = keys.QUEUE_KEY.unpack(key)
                 tables.trimmed += ((topic_id, queue_id),)
+        digest = transaction.get(keys.DIGEST_KEY, db=databases["meta"])
+        if digest is not None:
+            tables.digest = digest[: keys.DIGEST_BYTES]
+            packed = keys.CHECKPOINT.iter_unpack(digest[keys.DIGEST_BYTES :])
+            tables.checkpoints = tuple((index, value) for index, value in packed)
         retained = transaction.get(keys.RETAINED_KEY, db=databases["meta"])
         if retained is not None:
             tables.retained_offset = keys.RETAINED.unpack(retained)[0]
