@@ -93,6 +93,8 @@ class SimulatedBroker(Broker):
 
     def _open_stores(self) -> Stores:
         self.opened = super()._open_stores()
+        process = self.host.process
+        self.world.oracle.watch(process.name if process else self.host.name, self.opened[0])
         return self.opened
 
     def _connect(self, context: BrokerContext, *parts: Any) -> Any:
