@@ -91,11 +91,6 @@ class LogView(Protocol):
         ...
 
     @property
-    def last_index(self) -> int:
-        """Index of the newest entry."""
-        ...
-
-    @property
     def size_bytes(self) -> int:
         """Bytes of the log on disk."""
         ...
