@@ -94,7 +94,7 @@ class SimulatedBroker(Broker):
     def _open_stores(self) -> Stores:
         self.opened = super()._open_stores()
         process = self.host.process
-        self.world.oracle.watch(process.name if process else self.host.name, self.opened[0])
+        self.world.oracle.watch(process.name if process else self.host.name, self.opened.log)
         return self.opened
 
     def _connect(self, context: BrokerContext, *parts: Any) -> Any:
