@@ -19,6 +19,7 @@ from broker import commands
 from broker.commands import CommandType
 from broker.context import BrokerContext
 from broker.maintenance import Maintenance
+from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
 from broker.snapshotting import Snapshotter
 from broker.stores import Stores
 from dledger.errors import DiskFailureError, DiskFullError, DLedgerError
@@ -195,9 +196,11 @@ class Retention:
         first = max(facts.first_index, facts.last_index - ENTRIES_LOOKED_AT + 1)
         for index in range(facts.last_index, first - 1, -1):
             for entry in self._stores.log.read_entries(index, 1, 1):
-                if len(entry.body) and entry.body[0] == CommandType.MESSAGES:
-                    found = _STORE_TIMESTAMP.unpack_from(entry.body, _STORE_TIMESTAMP_AT)
-                    return int(found[0])
+                body = entry.body
+                if len(body) and body[0] == MESSAGES_WITH_RIDERS:
+                    _, body = decode_riders(body)
+                if len(body) and body[0] == CommandType.MESSAGES:
+                    return int(_STORE_TIMESTAMP.unpack_from(body, _STORE_TIMESTAMP_AT)[0])
         return None
 
     def _needed_index(self) -> int:

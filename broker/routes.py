@@ -9,12 +9,15 @@ from broker.dispatcher import Handle, HandleAsync, Place, Route
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.replicas import ReplicaProcessor
+from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
+from broker.processors.transactions import TransactionProcessor
 from dledger.codes import RequestCode as Code
 
 
@@ -31,6 +34,9 @@ class Processors:
     queries: QueryProcessor
     info: InfoProcessor
     replicas: ReplicaProcessor
+    locks: LockProcessor
+    transactions: TransactionProcessor
+    resets: ResetProcessor
 
 
 def make_routes(
@@ -61,6 +67,11 @@ def make_routes(
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
         Code.TRANSFER_LEADER: background(p.replicas.transfer_leader),
+        Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
+        Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
+        Code.END_TRANSACTION: background(p.transactions.end),
+        Code.LOCK_BATCH_MQ: background(p.locks.lock),
+        Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),
     }
     here: dict[Code, Handle] = {
         Code.PULL_MESSAGE: p.pull.pull,

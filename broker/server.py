@@ -23,6 +23,7 @@ from broker.gate import WriteGate
 from broker.installing import Installer
 from broker.intake import MessageIntake
 from broker.leadership import hand_over, prefer_leader
+from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
@@ -30,18 +31,22 @@ from broker.offset_commits import OffsetCommits
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.replicas import ReplicaProcessor
+from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
+from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.retention import Retention
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
+from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
 from dledger.errors import ConfigError, DiskFailureError, DLedgerError, RequestError
@@ -78,6 +83,7 @@ class _Parts:
     pulls: PullProcessor
     clients: ClientProcessor
     registrar: Registrar
+    transactions: TransactionService
 
     @property
     def log(self) -> CommitLog:
@@ -217,6 +223,7 @@ class Broker:
             stable_s = config.timing.preferred_leader_stable_s
             preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
             self._tasks.spawn(preferred, "prefer-leader")
+        self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
             "broker ready: replica=%s address=%s raft_address=%s applied_index=%d",
@@ -326,6 +333,7 @@ class Broker:
         appender_config = AppenderConfig(
             pending_bytes_max=limits.pending_bytes_max,
             request_bytes_max=min(6 * 1024 * 1024, config.raft.entry_bytes_max),
+            lanes=config.idempotence,
         )
         context = BrokerContext(
             config=config,
@@ -411,23 +419,37 @@ class Broker:
             store_host=store_host,
             new_unique_key=self._unique_keys,
         )
-        offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
+        lock_clock = LockClock(store.rows, self._clock)
+        resets = ResetProcessor(context, catalog, reader)
+        offsets = OffsetProcessor(
+            context, catalog, commits, reader, resets.pending, redirect=dispatcher.redirect
+        )
+        clients = ClientProcessor(context, catalog)
+        transactions = TransactionService(context, catalog, intake, clients, store_host=store_host)
         processors = routes.Processors(
             send=SendProcessor(
-                context, catalog, intake, store_host=store_host, redirect=dispatcher.redirect
+                context,
+                catalog,
+                intake,
+                transactions,
+                store_host=store_host,
+                redirect=dispatcher.redirect,
             ),
-            pull=PullProcessor(context, catalog, offsets.commit_from_pull),
+            pull=PullProcessor(context, catalog, offsets.commit_from_pull, resets.pending),
             offsets=offsets,
-            clients=ClientProcessor(context, catalog),
+            clients=clients,
             topics=TopicProcessor(context, reader),
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
             replicas=ReplicaProcessor(context),
+            locks=LockProcessor(context, lock_clock),
+            transactions=TransactionProcessor(context, transactions),
+            resets=resets,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (forwarder, registrar, self):
+        for listener in (lock_clock, transactions, forwarder, registrar, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -442,6 +464,7 @@ class Broker:
             pulls=processors.pull,
             clients=processors.clients,
             registrar=registrar,
+            transactions=transactions,
         )
 
     def _on_installed(self) -> None:
@@ -492,6 +515,8 @@ class Broker:
         if effects.checkpoint is not None:
             # Not from within an apply.
             asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
+        if effects.resets or effects.topics or effects.groups:
+            parts.pulls.queues_reset(effects.resets)
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()

@@ -29,7 +29,15 @@ from broker.commands import (
     decode_control,
     offsets_of,
 )
+from broker.feature_commands import (
+    FEATURE_TYPES,
+    apply_feature,
+    apply_rider,
+    group_deleted,
+    topic_deleted,
+)
 from broker.messages_command import KeyGroup, decode_messages
+from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
 from dledger.errors import StoreError, invariant
 from dledger.model import TopicConfig
 from store import state_keys as keys
@@ -77,8 +85,9 @@ class AppliedEffects:
         topics: Names of topics created, changed or deleted.
         groups: Names of groups created, changed or deleted.
         offsets_stored: How many consumer offsets were stored.
-        runs: Of the newest MESSAGES command: topic id, queue id and the queue's new maximum.
+        runs: Of the newest command with messages: topic id, queue id and the queue's new maximum.
         checkpoint: Log index and digest of the newest checkpoint passed, if one was.
+        resets: (topic id, queue id) of queues in which a group was moved.
     """
 
     queues: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -87,6 +96,7 @@ class AppliedEffects:
     offsets_stored: int = 0
     checkpoint: tuple[int, bytes] | None = None
     runs: list[tuple[int, int, int | None]] = field(default_factory=list)
+    resets: list[tuple[int, int]] = field(default_factory=list)
 
 
 DIGEST_ENTRIES: Final = 1000
@@ -163,7 +173,7 @@ class BrokerStateMachine:
                     applied_term=term,
                 )
                 index, term = entry.index, entry.term
-                result = _apply_body(batch, entry.body, effects)
+                result = _apply_body(batch, index, entry.body, effects)
                 results.append(result)
                 self._digest(batch, entry, result, effects)
             batch.set_applied(index, term)
@@ -173,6 +183,7 @@ class BrokerStateMachine:
             or effects.groups
             or effects.offsets_stored
             or effects.checkpoint
+            or effects.resets
         ):
             self._on_applied(effects)
         return results
@@ -186,7 +197,8 @@ class BrokerStateMachine:
         a state that differs shows itself soon, at the cost of hashing some hundred bytes an entry.
         """
         if entry.body[0] >= RAFT_TYPES_END:
-            runs = effects.runs if entry.body[0] == CommandType.MESSAGES else ()
+            has_messages = entry.body[0] in (CommandType.MESSAGES, MESSAGES_WITH_RIDERS)
+            runs = effects.runs if has_messages else ()
             done = repr((entry.index, entry.term, _summary(result), runs)).encode()
             hasher = hashlib.blake2b(batch.digest, digest_size=keys.DIGEST_BYTES)
             hasher.update(done)
@@ -214,17 +226,28 @@ def _check_digest(batch: WriteBatch, index: int, digest: bytes) -> None:
         )
 
 
-def _apply_body(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> object:
+def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEffects) -> object:
     invariant(len(body), "empty log entry")
     type_ = body[0]
     if type_ == CommandType.MESSAGES:
-        return _apply_messages(batch, body, effects)
+        return _apply_messages(batch, index, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
+    if type_ == MESSAGES_WITH_RIDERS:
+        riders, messages = decode_riders(body)
+        applied = _apply_messages(batch, index, messages, effects)
+        for rider in riders:
+            if rider.topic_id not in applied.missing_topic_ids:
+                apply_rider(batch, rider)
+        return applied
+    if type_ in FEATURE_TYPES:
+        return apply_feature(batch, body, effects.resets)
     return _apply_control(batch, decode_control(body), effects)
 
 
-def _apply_messages(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> MessagesApplied:
+def _apply_messages(
+    batch: WriteBatch, index: int, body: Buffer, effects: AppliedEffects
+) -> MessagesApplied:
     command = decode_messages(body)
     missing: list[int] = []
     effects.runs = []
@@ -239,6 +262,18 @@ def _apply_messages(batch: WriteBatch, body: Buffer, effects: AppliedEffects) ->
     for group in command.key_groups:
         records = _without_topics(group, set(missing)) if missing else group.records
         batch.put_keys(group.key_bytes, records)
+    if command.limits is not None:
+        # The leader has looked for repetitions before it gave the entry its place; here its
+        # decision is only noted, so that replicas cannot come to different ones.
+        for number, send in enumerate(command.sends):
+            if send.topic_id not in missing:
+                batch.record_send(
+                    send,
+                    limits=command.limits,
+                    index=index,
+                    number=number,
+                    timestamp_ms=command.store_timestamp_ms,
+                )
     return MessagesApplied(tuple(sorted(set(missing)))) if missing else _ALL_STORED
 
 
@@ -265,6 +300,7 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
             effects.topics.append(name)
             for queue in [queue for queue in effects.queues if queue[0] == topic.topic_id]:
                 del effects.queues[queue]
+            topic_deleted(batch, topic.topic_id)
             return batch.delete_topic(name)
         case PutGroup(config, only_create):
             group = batch.group(config.name)
@@ -273,6 +309,8 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
                 group = batch.put_group(config)
             return group
         case DeleteGroup(name, delete_offsets):
+            if delete_offsets:
+                group_deleted(batch, name)
             existed = batch.delete_group(name, delete_offsets=delete_offsets)
             if existed:
                 effects.groups.append(name)

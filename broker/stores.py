@@ -16,6 +16,7 @@ from store.files import FileSystem
 from store.snapshots import Snapshots
 from store.state_store import StateStore
 from store.sync_worker import SyncWorker
+from store.verify import open_error
 
 
 class StateAheadError(StoreError):
@@ -82,8 +83,11 @@ def open_stores(
         disk_free_bytes_min=2 * section.disk_free_min_bytes,
     )
     log_directory = directory / "log"
-    fs.make_directory(log_directory)
-    lock = fs.lock(log_directory / LOCK_NAME)
+    try:
+        fs.make_directory(log_directory)
+        lock = fs.lock(log_directory / LOCK_NAME)
+    except OSError as error:
+        raise open_error(log_directory, error) from error
     try:
         snapshots = Snapshots(directory / "snapshots")
         catching_up = finish_installation(directory, log_config, fs, snapshots)

@@ -63,6 +63,7 @@ class RequestCode(IntEnum):
     REGISTER_TOPIC_IN_NAMESRV = 217
     GET_KVLIST_BY_NAMESPACE = 219
     RESET_CONSUMER_CLIENT_OFFSET = 220
+    INVOKE_BROKER_TO_RESET_OFFSET = 222
     GET_TOPICS_BY_CLUSTER = 224
     QUERY_TOPIC_CONSUME_BY_WHO = 300
     GET_SYSTEM_TOPIC_LIST_FROM_NAMESERVER = 304
@@ -70,6 +71,7 @@ class RequestCode(IntEnum):
     SEND_MESSAGE_V2 = 310
     UPDATE_NAMESERVER_CONFIG = 318
     GET_NAMESERVER_CONFIG = 319
+    CLONE_GROUP_OFFSET = 314
     SEND_BATCH_MESSAGE = 320
     QUERY_CONSUME_QUEUE = 321
     QUERY_DATA_VERSION = 322
@@ -111,6 +113,7 @@ class ResponseCode(IntEnum):
     INVALID_PARAMETER = 29
     CONSUMER_NOT_ONLINE = 206
     FLOW_CONTROL = 215
+    ILLEGAL_OPERATION = 604
 
 
 class CommandFlag(IntFlag):
@@ -161,11 +164,18 @@ class Permission(IntFlag):
 # instead of being forwarded. EXT_FORWARDED marks a request that has already made its one hop.
 # A failed response carries EXT_OUTCOME: OUTCOME_REFUSED means that the operation certainly did
 # not and will not take effect, OUTCOME_UNKNOWN that it may still.
+#
+# A send with EXT_PRODUCER_ID (16 hex digits) and EXT_SEQUENCE (the producer's number of the
+# request's first message in that queue) is stored once, however often it comes. Its successful
+# answer carries EXT_DEDUPLICATED: "1" if it repeated an earlier request, else "0".
 EXT_NO_FORWARD = "dlNoForward"
 EXT_FORWARDED = "dlForwarded"
 EXT_OUTCOME = "dlOutcome"
 EXT_LEADER_ADDRESS = "dlLeader"
 EXT_TERM = "dlTerm"
+EXT_PRODUCER_ID = "dlProducerId"
+EXT_SEQUENCE = "dlSequence"
+EXT_DEDUPLICATED = "dlDeduplicated"
 OUTCOME_REFUSED = "refused"
 OUTCOME_UNKNOWN = "unknown"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jepsen_tests.checkers import Outcome, Verdict, judge_file
+from jepsen_tests.foreign import ForeignRun
 from jepsen_tests.history import Fault, Meta
 from jepsen_tests.hosts.addressing import HostAddressing
 from jepsen_tests.hosts.capabilities import (
@@ -46,6 +47,8 @@ from jepsen_tests.workloads.registry import NOT_YET, Workload, find_workload
 ACKS_MIN_PER_S = 50
 FINAL_INDEX = 90
 _STOP_S = 15.0
+_HEALTHY_S = 60.0
+_PLANTED_HEALTHY_S = 8.0  # a broken replica may well never come back
 _DRAIN_S = 75.0
 _FINAL_S = 120.0
 _PROGRESS_S = 1.0
@@ -104,6 +107,8 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
         reason = NOT_YET[options.workload.upper()]
         return _not_available(folder, options, f"{options.workload} {reason}")
     able = capabilities or probe_capabilities()
+    if options.nameserver:
+        return _run_foreign(ForeignRun(options, workload, folder, say), able)
     nemeses, skipped = make_nemeses(options.nemeses, able)
     if options.plant == "K19":
         nemeses = [ToothlessNemesis()]
@@ -115,6 +120,23 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
         one = _Run(options, workload, nemeses, folder, able, say, clean_up)
         one.execute()
     return one.conclude(skipped)
+
+
+def _run_foreign(one: ForeignRun, able: Capabilities) -> RunResult:
+    one.execute()
+    history = one.judge(versions())
+    verdict = judge_file(history)
+    result = RunResult(
+        folder=one.folder,
+        outcome=verdict.outcome,
+        verdict=verdict,
+        reasons=[*one.problems, *(f"{r.code}: {r.text}" for r in verdict.reasons)],
+        figures=one.figures,
+    )
+    if one.problems and result.outcome is Outcome.VALID:
+        result.outcome = Outcome.UNKNOWN
+    write_report(result, one.options, able, one.log, history, sorted(one.masters), versions())
+    return result
 
 
 class _Run:
@@ -230,7 +252,7 @@ class _Run:
         for replica in self.cluster.replicas:
             self.cluster.start(replica)
         begin = time.monotonic()
-        self.cluster.wait_healthy()
+        self.cluster.wait_healthy(_PLANTED_HEALTHY_S if self.options.plant else _HEALTHY_S)
         self.figures["healthyAfterSeconds"] = round(time.monotonic() - begin, 3)
         self.log.phase("drain")
         self._stop_workers(_DRAIN_S, draining=True)

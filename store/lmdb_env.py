@@ -96,10 +96,20 @@ class LmdbEnvironment:
             )
         self._path = path
         self._map_bytes_max = map_bytes_max
+        self._map_bytes = map_bytes
+        self._database_names = tuple(database_names)
+        self._copying = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Opens the files that are there now."""
+        path, database_names = self._path, self._database_names
         data_file = path / DATA_FILE
         existing_bytes = data_file.stat().st_size if data_file.exists() else 0
         # A file larger than the map of its first start: the map has to cover all of it.
-        self._map_bytes = min(_rounded_up(max(map_bytes, existing_bytes)), map_bytes_max)
+        self._map_bytes = min(
+            _rounded_up(max(self._map_bytes, existing_bytes)), self._map_bytes_max
+        )
         try:
             self._env = _open_environment(path, self._map_bytes, len(database_names))
             self.databases: Mapping[str, Database] = {
@@ -114,17 +124,24 @@ class LmdbEnvironment:
         self._page_bytes: int = self._env.stat()["psize"]
         self._allocated_bytes = data_file.stat().st_size
         self._open = True
-        self._copying = False
 
     @property
     def map_bytes(self) -> int:
         """Size of the memory map now."""
         return self._map_bytes
 
-    @property
-    def map_bytes_max(self) -> int:
-        """Where the memory map stops growing."""
-        return self._map_bytes_max
+    def replace_file(self, exchange: Callable[[], None]) -> None:
+        """Closes the environment, lets the file be exchanged, and opens it again.
+
+        Whoever holds this object goes on with the new content.
+
+        Raises:
+            UnusableStateError: The new file is not an LMDB environment. This one stays closed.
+        """
+        self._check_open()
+        self.close()
+        exchange()
+        self._begin()
 
     def read(self) -> ReadTransaction:
         """Returns a read transaction, to be used in a `with` and left soon."""

@@ -13,6 +13,7 @@ that are gone.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from struct import Struct
@@ -24,6 +25,8 @@ from dledger.errors import invariant
 from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
+from store.producer_lanes import LaneChanges, LaneLimits, Lanes, SendRecord
+from store.state_rows import ROW_DATABASES, RowChanges
 
 DATABASE_NAMES: Final = (
     "meta",
@@ -33,7 +36,9 @@ DATABASE_NAMES: Final = (
     "consume_queue",
     "consumer_offsets",
     "key_index",
+    "producer_lanes",
     "garbage",
+    *ROW_DATABASES,
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
@@ -58,7 +63,7 @@ class ConsumerOffset(NamedTuple):
 class StateTables:
     """What a store keeps in memory. Owned by `StateStore`; replaced whole after a commit.
 
-    `bounds` is the exception: it may be large, so a commit updates it in place.
+    `bounds` and `lanes` are the exception: they may be large, so a commit updates them in place.
     """
 
     applied_index: int = 0
@@ -68,6 +73,7 @@ class StateTables:
     topic_names: dict[int, str] = field(default_factory=dict)
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     bounds: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    lanes: Lanes = field(default_factory=OrderedDict)  # the longest unused first
     garbage: tuple[int, ...] = ()  # ids of deleted topics that have left pairs behind
     trimmed: tuple[tuple[int, int], ...] = ()  # queues that have chunks below their minimum
     digest: bytes = bytes(keys.DIGEST_BYTES)  # of everything that was applied, and its results
@@ -107,7 +113,9 @@ class WriteBatch:
         self._runs: dict[tuple[int, int], _Run] = {}
         self._minimums: dict[tuple[int, int], int] = {}
         self._index_records: list[tuple[int, Buffer]] = []
+        self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
+        self.rows = RowChanges(environment)
 
     # --- topics and groups ------------------------------------------------------------------
 
@@ -171,6 +179,7 @@ class WriteBatch:
             for key, value in self._offsets.items()
             if keys.split_consumer_offset_key(key)[1] != topic_id
         }
+        self._lanes.drop_topic(topic_id)
         return True
 
     def put_group(self, config: GroupConfig) -> GroupConfig:
@@ -318,6 +327,14 @@ class WriteBatch:
         """Returns the digest that was remembered for an entry, None if none (any more) is."""
         return dict(self._tables.checkpoints).get(index)
 
+    def record_send(
+        self, send: SendRecord, *, limits: LaneLimits, index: int, number: int, timestamp_ms: int
+    ) -> None:
+        """Remembers a producer's request, so that a repetition is known; see `producer_lanes`."""
+        self._lanes.record(
+            send, limits=limits, index=index, number=number, timestamp_ms=timestamp_ms
+        )
+
     def set_applied(self, index: int, term: int) -> None:
         """Sets the applied index and its term."""
         self._tables.applied_index = index
@@ -337,7 +354,9 @@ class WriteBatch:
         small = len(self._changed_topics) + len(self._changed_groups) + len(self._dead_topics)
         small += len(self._minimums)
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
-        estimate += 256 * len(self._offsets)
+        # Producer ids are random: each lane touches a page of its own.
+        estimate += 256 * len(self._offsets) + _NAME_ROOM_BYTES * len(self._lanes.changed)
+        estimate += self.rows.bytes_estimate
         new_bounds = self._new_bounds()
         tables = self._tables
         cleaned = (tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key)
@@ -351,6 +370,7 @@ class WriteBatch:
 
         self._environment.write(operations, bytes_estimate=estimate)
         tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key = cleaned
+        self._lanes.apply()
         bounds = self._base.bounds
         bounds.update(new_bounds)
         if self._dead_topics:
@@ -403,6 +423,9 @@ class WriteBatch:
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
+        self.rows.execute(transaction)
+        if self._lanes.changed:
+            self._put_lanes(transaction)
         meta = databases["meta"]
         tables = self._tables
         if tables.next_topic_id != self._base.next_topic_id:
@@ -442,6 +465,16 @@ class WriteBatch:
                 for at in range(0, len(units), size)
             )
         transaction.cursor(database).putmulti(chunks)
+
+    def _put_lanes(self, transaction: WriteTransaction) -> None:
+        database = self._environment.databases["producer_lanes"]
+        kept: list[tuple[bytes, bytes]] = []
+        for key, lane in sorted(self._lanes.changed.items()):
+            if lane is None:
+                transaction.delete(key, db=database)
+            else:
+                kept.append((key, lane))
+        transaction.cursor(database).putmulti(kept)
 
     def _delete_topic_offsets(self, transaction: WriteTransaction, topic_id: int) -> None:
         cursor = transaction.cursor(self._environment.databases["consumer_offsets"])

@@ -2,7 +2,7 @@
 
 `StateStore` reads, `state_batch.WriteBatch` writes. One batch is one LMDB transaction, and the
 applied index is part of it: effects are stored exactly once, whatever dies in between. What is
-kept in memory (tables of topics and groups, bounds of the queues) changes only after the commit.
+kept in memory (topics, groups, producers' lanes, bounds of queues) changes only after the commit.
 
 Durability: a committed batch is *written*: it survives the death of the process. After an unclean
 stop of the machine the content is discarded at the next `open`, the applied index is 0 again, and
@@ -36,8 +36,10 @@ from store.lmdb_env import (
     WriteTransaction,
     store_errors,
 )
+from store.producer_lanes import LANE_KEY, LaneBatch, Repeated, find_batch, load_lanes
 from store.snapshots import replace_data_file
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
+from store.state_rows import RowReader
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class StateStatistics(NamedTuple):
     topic_count: int
     group_count: int
     queue_count: int
+    lane_count: int
     used_bytes: int
     map_bytes: int
 
@@ -72,6 +75,7 @@ class StateStore:
         self._boot_id = boot_id
         self._batch_open = False
         self._closed = False
+        self.rows = RowReader(environment)
         # Invariant: equal to what the last committed transaction holds.
         self._tables = _load_tables(environment)
 
@@ -297,6 +301,23 @@ class StateStore:
                 found = cursor.set_range(keys.group_prefix(name) + b"\xff" * keys.QUEUE_KEY.size)
         return names
 
+    # --- producers --------------------------------------------------------------------------
+
+    def find_send(
+        self, producer_id: int, topic_id: int, queue_id: int, sequence: int, count: int
+    ) -> LaneBatch | Repeated:
+        """Returns where a producer's request is stored already, or what it is otherwise.
+
+        Args:
+            producer_id: The producer.
+            topic_id: The topic's number.
+            queue_id: The queue.
+            sequence: The producer's number of the request's first message.
+            count: The request's messages.
+        """
+        lane = self._tables.lanes.get(LANE_KEY.pack(producer_id, topic_id, queue_id))
+        return find_batch(lane, sequence, count)
+
     # --- key index --------------------------------------------------------------------------
 
     def find_by_key(
@@ -389,16 +410,8 @@ class StateStore:
         Durability: synced on return; interrupted, the old file is there or the new one.
         """
         invariant(not self._batch_open, "the state is replaced within a batch")
-        environment = self._environment
         with store_errors(self._path):
-            environment.close()
-            replace_data_file(self._path)
-        self._environment = LmdbEnvironment(
-            self._path,
-            database_names=DATABASE_NAMES,
-            map_bytes=environment.map_bytes,
-            map_bytes_max=environment.map_bytes_max,
-        )
+            self._environment.replace_file(lambda: replace_data_file(self._path))
         _check_format(self._environment)
         self._tables = _load_tables(self._environment)
 
@@ -412,6 +425,7 @@ class StateStore:
             topic_count=len(tables.topics),
             group_count=len(tables.groups),
             queue_count=len(tables.bounds),
+            lane_count=len(tables.lanes),
             used_bytes=self._environment.used_bytes(),
             map_bytes=self._environment.map_bytes,
         )
@@ -525,6 +539,7 @@ def _load_tables(environment: LmdbEnvironment) -> StateTables:
         retained = transaction.get(keys.RETAINED_KEY, db=databases["meta"])
         if retained is not None:
             tables.retained_offset = keys.RETAINED.unpack(retained)[0]
+        tables.lanes = load_lanes(iter(transaction.cursor(databases["producer_lanes"])))
     return tables
 
 

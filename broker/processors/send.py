@@ -13,8 +13,17 @@ from broker import names
 from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.forwarding import EXT_BORN_HOST
+from broker.half_messages import is_half
 from broker.intake import MessageIntake
-from dledger.codes import Permission, RequestCode
+from broker.messages_command import SendIdentity
+from broker.transaction_service import TransactionService
+from dledger.codes import (
+    EXT_DEDUPLICATED,
+    EXT_PRODUCER_ID,
+    EXT_SEQUENCE,
+    Permission,
+    RequestCode,
+)
 from dledger.errors import (
     DLedgerError,
     GroupNotFoundError,
@@ -35,6 +44,8 @@ _FORWARDED_MARK = EXT_BORN_HOST.encode()
 _UNKNOWN_HOST = bytes(8)
 _Header = SendMessageHeader | SendMessageHeaderV2
 _WRITE = int(Permission.WRITE)
+_PRODUCER_ID_BYTES = 8
+_SEQUENCE_MAX = 1 << 62
 
 
 class SendProcessor:
@@ -45,6 +56,7 @@ class SendProcessor:
         context: BrokerContext,
         catalog: Catalog,
         intake: MessageIntake,
+        transactions: TransactionService,
         *,
         store_host: bytes,
         redirect: Callable[[Connection, Command], None],
@@ -55,12 +67,14 @@ class SendProcessor:
             context: The broker's parts.
             catalog: Topics and groups.
             intake: Encodes messages.
+            transactions: Takes half messages.
             store_host: Packed address in message ids.
             redirect: Takes a request that had no effect because this replica stopped leading.
         """
         self._context = context
         self._catalog = catalog
         self._intake = intake
+        self._transactions = transactions
         self._store_host = store_host
         self._redirect = redirect
         self._next_queue = 0
@@ -108,7 +122,11 @@ class SendProcessor:
                 f"{topic.name} is forbidden"
             )
         queue_id = self._choose_queue(topic, header.queue_id)
+        identity = _identity(header)
         is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
+        if not is_batch and is_half(header.sys_flag, header.properties):
+            self._open(connection, command, header, topic, queue_id)
+            return
         intake = self._intake.encode(
             header,
             command.body,
@@ -127,7 +145,10 @@ class SendProcessor:
             if error is not None:
                 self._fail(connection, command, error)
                 return
-            counters.messages_in += count
+            if repeats:
+                counters.deduplicated += count
+            else:
+                counters.messages_in += count
             ext = {
                 "msgId": ",".join([offset_message_id(store_host, at) for at in physical_offsets]),
                 "queueId": str(queue_id),
@@ -137,9 +158,50 @@ class SendProcessor:
             }
             if intake.unique_key:
                 ext["transactionId"] = intake.unique_key
+            if identity is not None:
+                ext[EXT_DEDUPLICATED] = "1" if repeats else "0"
             connection.reply(command, 0, ext)
 
-        self._context.appender.append(topic, queue_id, intake.messages, appended)
+        # Set before the callback: that always comes later.
+        repeats = self._context.appender.append(
+            topic, queue_id, intake.messages, appended, identity
+        )
+
+    def _open(
+        self,
+        connection: Connection,
+        command: Command,
+        header: _Header,
+        topic: TopicConfig,
+        queue_id: int,
+    ) -> None:
+        """Stores a half message; the answer names its own places, by which it is ended."""
+
+        def opened(
+            half_offset: int, physical_offsets: list[int], error: DLedgerError | None, key: str
+        ) -> None:
+            if error is not None:
+                self._fail(connection, command, error)
+                return
+            ext = {
+                "msgId": offset_message_id(self._store_host, physical_offsets[0]),
+                "queueId": str(queue_id),
+                "queueOffset": str(half_offset),
+                "transactionId": key,
+                "MSG_REGION": "DefaultRegion",
+                "TRACE_ON": "true",
+            }
+            connection.reply(command, 0, ext)
+
+        self._transactions.open(
+            header,
+            command.body,
+            topic=topic.name,
+            queue_id=queue_id,
+            producer_group=header.producer_group,
+            born_host=_born_host(connection, command),
+            callback=opened,
+        )
 
     def _fail(self, connection: Connection, command: Command, error: DLedgerError) -> None:
         if isinstance(error, NotLeaderError):
@@ -188,6 +250,29 @@ class SendProcessor:
             write_queue_count=count,
             permission=template.permission & ~int(Permission.INHERIT),
         )
+
+
+def _identity(header: _Header) -> SendIdentity | None:
+    """Returns by what a repetition of the request is known; None for other clients than ours.
+
+    Raises:
+        InvalidParameterError: It makes no sense.
+    """
+    digits = header.producer_id
+    if not digits:
+        return None
+    sequence = header.sequence
+    if sequence is None or not 0 <= sequence <= _SEQUENCE_MAX:
+        raise InvalidParameterError(f"{EXT_SEQUENCE} {sequence} must lie in 0..{_SEQUENCE_MAX}")
+    if header.queue_id < 0:
+        raise InvalidParameterError(f"a send with {EXT_PRODUCER_ID} must name its queue")
+    try:
+        raw = bytes.fromhex(digits)
+    except ValueError:
+        raw = b""
+    if len(raw) != _PRODUCER_ID_BYTES:
+        raise InvalidParameterError(f"{EXT_PRODUCER_ID} must be 16 hexadecimal digits")
+    return SendIdentity(int.from_bytes(raw, "big"), sequence)
 
 
 def _born_host(connection: Connection, command: Command) -> bytes:

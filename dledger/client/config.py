@@ -86,8 +86,11 @@ class ProducerConfig:
     Attributes:
         send_timeout_s: From the moment a message is under way to its result, all retries included.
         attempt_timeout_s: Limit of one attempt; then its outcome is unknown and it is made again.
-        retry_unknown: Send again after an attempt of unknown outcome (at least once: a duplicate
-            with the same unique key is possible, and the result says so). `False` raises instead.
+        retry_unknown: Send again after an attempt of unknown outcome. `False` raises instead.
+        idempotent: Number the messages, so that a dledger broker stores each of them once however
+            often it is sent again. Other brokers ignore the numbers: there, and with `False`, an
+            attempt of unknown outcome may leave a duplicate with the same unique key, and the
+            result says so.
         refusals_max: How often a message is tried elsewhere after a broker refused it for a reason
             that may not hold elsewhere (no such topic, no permission, internal error).
         in_flight_max, in_flight_bytes_max: Messages and bytes under way; others wait their turn.
@@ -102,6 +105,7 @@ class ProducerConfig:
     send_timeout_s: float = 10.0
     attempt_timeout_s: float = 3.0
     retry_unknown: bool = True
+    idempotent: bool = True
     refusals_max: int = 2
     in_flight_max: int = 10_000
     in_flight_bytes_max: int = 64 * 1024 * 1024
@@ -179,6 +183,9 @@ class PushConsumerConfig:
             doubled with every failure.
         strategy: `AVG` or `AVG_BY_CIRCLE`; the same for all members of the group.
         consume_timestamp_ms: Where `ConsumeFrom.TIMESTAMP` begins, in ms since the epoch.
+        lock_renew_s: Ordered only: how often locks are renewed.
+        lock_valid_s: Ordered only: how long an own lock counts after its renewal was asked for;
+            well below the 60 s after which brokers give it to another.
     """
 
     pull_count_max: int = 256
@@ -193,6 +200,8 @@ class PushConsumerConfig:
     redelivery_max_s: float = 30.0
     strategy: str = "AVG"
     consume_timestamp_ms: int = 0
+    lock_renew_s: float = 20.0
+    lock_valid_s: float = 30.0
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -205,6 +214,7 @@ class PushConsumerConfig:
             "commit_interval_s",
             "rebalance_interval_s",
             "redelivery_min_s",
+            "lock_renew_s",
         ):
             _require(name, getattr(self, name), getattr(self, name) > 0, "must be above 0")
         _require("drain_timeout_s", self.drain_timeout_s, self.drain_timeout_s >= 0, "not negative")
@@ -213,6 +223,12 @@ class PushConsumerConfig:
             self.redelivery_max_s,
             self.redelivery_max_s >= self.redelivery_min_s,
             "must not be below redelivery_min_s",
+        )
+        _require(
+            "lock_valid_s",
+            self.lock_valid_s,
+            self.lock_renew_s < self.lock_valid_s <= 40.0,
+            "must be above lock_renew_s and at most 40",
         )
         _require(
             "strategy", self.strategy, self.strategy in ("AVG", "AVG_BY_CIRCLE"), "unknown strategy"

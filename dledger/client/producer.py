@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,13 +26,14 @@ from dledger.client.sending import (
     BatchSender,
     Outcome,
     final_error,
+    producer_id_of,
     send_header,
     total_messages,
 )
 from dledger.client.session import ClientSession
 from dledger.client.topics import Target, TopicLines
 from dledger.clock import Clock, SystemClock
-from dledger.codes import RequestCode
+from dledger.codes import MessageFlag, RequestCode
 from dledger.errors import (
     ClientClosedError,
     ConnectFailedError,
@@ -43,7 +44,13 @@ from dledger.errors import (
     RequestTimeoutError,
     RouteNotFoundError,
 )
-from dledger.message import Message, UniqueKeyGenerator, validate_group, validate_topic
+from dledger.message import (
+    Message,
+    UniqueKeyGenerator,
+    encode_properties,
+    validate_group,
+    validate_topic,
+)
 from dledger.model import MessageQueue
 
 logger = logging.getLogger(__name__)
@@ -90,8 +97,11 @@ class AsyncProducer:
             self.config.session, nameserver_addresses(nameserver), clock, producer_group=group
         )
         self._clock = clock
-        self._encoder = MessageEncoder(self.config, unique_keys or UniqueKeyGenerator(clock))
-        self._sender = BatchSender(self._session, self.config, group, clock)
+        unique_keys = unique_keys or UniqueKeyGenerator(clock)
+        self._encoder = MessageEncoder(self.config, unique_keys)
+        self._sender = BatchSender(
+            self._session, self.config, group, clock, producer_id_of(unique_keys())
+        )
         self._topics: dict[str, TopicLines] = {}
         self._dirty: set[str] = set()
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()
@@ -196,6 +206,36 @@ class AsyncProducer:
             future.set_exception(error)
         return future
 
+    def send_half(
+        self,
+        message: Message,
+        extra: Mapping[str, str],
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+    ) -> asyncio.Future[SendResult]:
+        """Sends a half message, for `AsyncTransactionProducer`.
+
+        Args:
+            message: The message, without reserved properties.
+            extra: Reserved properties that make it a half message.
+            queue, shard_key: As `send`.
+
+        Raises:
+            As `send`.
+        """
+        loop = self._check_open()
+        future: asyncio.Future[SendResult] = loop.create_future()
+        try:
+            pending = self._encoder.encode(message, future)
+            pending.properties += encode_properties(extra)
+            pending.sys_flag |= int(MessageFlag.TRANSACTION_PREPARED)
+            pending.alone = True
+            self._accept(message.topic, pending, queue, shard_key)
+        except DLedgerError as error:
+            future.set_exception(error)
+        return future
+
     async def send_batch(
         self,
         messages: Sequence[Message],
@@ -284,6 +324,11 @@ class AsyncProducer:
         return list(route.publish_queues)
 
     # --- inside -------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> ClientSession:
+        """The client's ties to the cluster, for the transaction producer."""
+        return self._session
 
     @property
     def _running_loop(self) -> asyncio.AbstractEventLoop:

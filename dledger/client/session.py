@@ -105,6 +105,8 @@ class ClientSession:
         )
         self._fetching: dict[str, asyncio.Task[TopicRoute]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        # What brokers ask of clients, by code; set by the parts that can answer.
+        self.request_handlers: dict[int, Callable[[ClientConnection, Command], None]] = {}
         self._route_listeners: list[Callable[[str], None]] = []
         self._started = False
         self._closed = False
@@ -501,6 +503,8 @@ class ClientSession:
     def _on_request(self, connection: ClientConnection, command: Command) -> None:
         if command.code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED:
             self._heartbeats.members_changed(command.ext.get("consumerGroup", ""))
+        elif (handler := self.request_handlers.get(command.code)) is not None:
+            handler(connection, command)
         elif not command.is_oneway:
             connection.reply(
                 command,

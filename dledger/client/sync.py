@@ -17,6 +17,7 @@ from dledger.client.config import (
     PullConsumerConfig,
     PushConsumerConfig,
 )
+from dledger.client.filters import Sql
 from dledger.client.group_reader import Delivery
 from dledger.client.producer import AsyncProducer
 from dledger.client.pull_consumer import AsyncPullConsumer
@@ -167,9 +168,10 @@ class PushConsumer:
         self,
         group: str,
         *,
-        subscriptions: Mapping[str, str],
+        subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
+        ordered: bool = False,
         config: PushConsumerConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing. See `AsyncPushConsumer`."""
@@ -179,6 +181,7 @@ class PushConsumer:
             subscriptions=subscriptions,
             nameserver=nameserver,
             consume_from=consume_from,
+            ordered=ordered,
             config=config,
         )
         self._reader = self._inner.reader
@@ -210,6 +213,7 @@ class PushConsumer:
             self._workers_idle.wait_for(
                 lambda: self._working == 0, self._inner.config.drain_timeout_s
             )
+        self._inner.handlers_outside = self._working
         self._loop.run(self._inner.close())
         self._loop.stop()
 
@@ -259,7 +263,8 @@ class PushConsumer:
 
         Args:
             handler: Called with each message, in the calling thread if `threads` is 1.
-            threads: Calls at a time; with more than one, the order of a queue is not kept.
+            threads: Calls at a time; with more than one, the order of a queue is kept only if the
+                consumer is `ordered`.
         """
         self._check_started()
         if threads < 1:
