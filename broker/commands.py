@@ -41,6 +41,9 @@ class CommandType(IntEnum):
     PUT_GROUP = 0x13
     DELETE_GROUP = 0x14
     COMMIT_OFFSETS = 0x15
+    TRIM_QUEUES = 0x20
+    TRIM_LOG = 0x21
+    DIGEST = 0x22
 
 
 class PutTopic(msgspec.Struct, frozen=True, array_like=True):
@@ -85,7 +88,44 @@ class CommitOffsets(msgspec.Struct, frozen=True, array_like=True):
     offsets: list[tuple[_Name, _Name, _QueueId, _Offset]]
 
 
-Control = PutTopic | DeleteTopic | PutGroup | DeleteGroup | CommitOffsets
+class TrimQueues(msgspec.Struct, frozen=True, array_like=True):
+    """Raises the minimum offsets of queues: (topic id, queue id, minimum). Result: None.
+
+    The leader has looked the minimums up; every replica only stores them.
+    """
+
+    minimums: list[tuple[int, _QueueId, _Offset]]
+
+
+class TrimLog(msgspec.Struct, frozen=True, array_like=True):
+    """Allows every replica to drop its log before a physical offset. Result: None.
+
+    Proposed after the minimums of all queues that had messages there.
+    """
+
+    physical_offset: _Offset
+
+
+class CheckDigest(msgspec.Struct, frozen=True, array_like=True):
+    """Says what the leader's state was after an entry. Result: None.
+
+    A replica whose own digest of that entry differs stops.
+    """
+
+    index: _Offset
+    digest: bytes
+
+
+Control = (
+    PutTopic
+    | DeleteTopic
+    | PutGroup
+    | DeleteGroup
+    | CommitOffsets
+    | TrimQueues
+    | TrimLog
+    | CheckDigest
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
@@ -94,6 +134,9 @@ _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Control]]] = {
     CommandType.PUT_GROUP: msgspec.msgpack.Decoder(PutGroup),
     CommandType.DELETE_GROUP: msgspec.msgpack.Decoder(DeleteGroup),
     CommandType.COMMIT_OFFSETS: msgspec.msgpack.Decoder(CommitOffsets),
+    CommandType.TRIM_QUEUES: msgspec.msgpack.Decoder(TrimQueues),
+    CommandType.TRIM_LOG: msgspec.msgpack.Decoder(TrimLog),
+    CommandType.DIGEST: msgspec.msgpack.Decoder(CheckDigest),
 }
 
 
@@ -149,6 +192,21 @@ def encode_commit_offsets(
         if not 0 <= queue_offset <= _QUEUE_OFFSET_MAX:
             raise InvalidParameterError(f"queue offset {queue_offset} is out of range")
     return _encode(CommandType.COMMIT_OFFSETS, CommitOffsets([*items]))
+
+
+def encode_trim_queues(minimums: Sequence[tuple[int, int, int]]) -> bytes:
+    """Returns a TRIM_QUEUES command of (topic id, queue id, minimum)."""
+    return _encode(CommandType.TRIM_QUEUES, TrimQueues(list(minimums)))
+
+
+def encode_trim_log(physical_offset: int) -> bytes:
+    """Returns a TRIM_LOG command."""
+    return _encode(CommandType.TRIM_LOG, TrimLog(physical_offset))
+
+
+def encode_digest(index: int, digest: bytes) -> bytes:
+    """Returns a DIGEST command."""
+    return _encode(CommandType.DIGEST, CheckDigest(index, digest))
 
 
 def decode_control(body: bytes | bytearray | memoryview) -> Control:

@@ -70,6 +70,13 @@ class StoreSection:
         disk_free_min_bytes: Below this much free space writes are refused, reads go on. A new
             file of the log leaves twice as much, for everything else.
         map_bytes: First size of the LMDB map; it grows.
+        retention_hours: *group*. Messages older than this may be dropped, a whole file of the log
+            at a time.
+        retention_bytes: *group*. Beyond this many bytes of log the oldest are dropped; 0: no limit.
+        retention_free_bytes: With less free space than this the oldest are dropped as well,
+            whatever their age. 0 switches this off.
+        snapshot_interval_s: How often the state is copied and synced, for a restart after an
+            unclean stop of the machine and for replicas that are far behind.
     """
 
     segment_bytes: int = 256 * 1024 * 1024
@@ -77,11 +84,20 @@ class StoreSection:
     tail_cache_bytes: int = 16 * 1024 * 1024
     disk_free_min_bytes: int = 16 * 1024 * 1024
     map_bytes: int = 1024 * 1024 * 1024
+    retention_hours: float = 72.0
+    retention_bytes: int = 0
+    retention_free_bytes: int = 64 * 1024 * 1024
+    snapshot_interval_s: float = 300.0
 
     def __post_init__(self) -> None:
         _between("segment_bytes", self.segment_bytes, 64 * 1024, 2 * 1024**3)
         _between("tail_cache_bytes", self.tail_cache_bytes, 0, 16 * 1024**3)
         _at_least("disk_free_min_bytes", self.disk_free_min_bytes, 0)
+        for name in ("retention_hours", "snapshot_interval_s"):
+            if not 0 < getattr(self, name) <= 1_000_000:
+                raise ConfigError(name, getattr(self, name), "must lie in (0, 1000000]")
+        for name in ("retention_bytes", "retention_free_bytes"):
+            _at_least(name, getattr(self, name), 0)
         _between("map_bytes", self.map_bytes, 1024 * 1024, 1 << 40)
 
 
@@ -151,6 +167,9 @@ class TimingSection:
         idle_timeout_s: A connection without traffic for this long is closed.
         suspend_max_s: Longest time a pull is held, whatever the client asks.
         disk_check_s: How often free disk space is looked at.
+        preferred_leader_stable_s: A preferred leader that came back leads again when it has been
+            connected and caught up for this long.
+        retention_check_s: How often old messages are looked for.
         drain_s: How long a stopping broker waits for requests under way.
     """
 
@@ -163,6 +182,8 @@ class TimingSection:
     idle_timeout_s: float = 180.0
     suspend_max_s: float = 60.0
     disk_check_s: float = 1.0
+    preferred_leader_stable_s: float = 10.0
+    retention_check_s: float = 10.0
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:
@@ -218,6 +239,10 @@ class BrokerConfig:
         young_queue_bytes: A group without an offset starts at 0 rather than at the end of a queue
             whose first message lies within this many newest bytes of the log, as clients of
             RocketMQ expect ("still in memory" there). 0 switches this off.
+        preferred_leader: *group*. The replica that should lead whenever it can, so that several
+            groups spread their leaders; none by default.
+        digest_entries: *group*. So many log entries lie between two comparisons of the replicas'
+            states.
         log_level: Of the process's log on standard error.
         idempotence: What is remembered of producers. The leader's values hold for the group.
     """
@@ -235,6 +260,8 @@ class BrokerConfig:
     auto_create_groups: bool = True
     default_queue_count: int = 8
     young_queue_bytes: int = 1024 * 1024 * 1024
+    preferred_leader: str | None = None
+    digest_entries: int = 1000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     store: StoreSection = field(default_factory=StoreSection)
     raft: RaftConfig = field(default_factory=RaftConfig)
@@ -255,6 +282,7 @@ class BrokerConfig:
             parse_address(nameserver, "nameservers")
         if len(set(self.nameservers)) != len(self.nameservers):
             raise ConfigError("nameservers", self.nameservers, "must not name one twice")
+        _at_least("digest_entries", self.digest_entries, 1)
         _at_least("young_queue_bytes", self.young_queue_bytes, 0)
         if not 1 <= self.default_queue_count <= self.limits.queue_count_max:
             rule = "must lie in 1..limits.queue_count_max"
@@ -267,6 +295,9 @@ class BrokerConfig:
         if self.replica_id not in ids:
             rule = f"must be one of the replicas: {', '.join(ids)}"
             raise ConfigError("replica_id", self.replica_id, rule)
+        if self.preferred_leader is not None and self.preferred_leader not in ids:
+            rule = f"must be one of the replicas: {', '.join(ids)}"
+            raise ConfigError("preferred_leader", self.preferred_leader, rule)
         if len(set(ids)) != len(ids):
             raise ConfigError("replicas", ids, "must have different ids")
         addresses = [r.address for r in self.replicas] + [r.raft_address for r in self.replicas]

@@ -47,6 +47,10 @@ class RaftView(Protocol):
     @property
     def pending_bytes(self) -> int: ...  # noqa: D102
 
+    def peer_progress(self) -> dict[str, dict[str, int]]:
+        """On a leader: how far each follower is."""
+        ...
+
     def propose(
         self, command: Any, callback: Callable[[object, DLedgerError | None], None]
     ) -> None:
@@ -55,6 +59,12 @@ class RaftView(Protocol):
 
     async def submit(self, command: Any) -> object:
         """Proposes a command and waits until it is applied."""
+        ...
+
+    async def transfer_leadership(
+        self, target: str | None = None, *, timeout_s: float = ...
+    ) -> str | None:
+        """Hands the leadership to another replica."""
         ...
 
     async def read_barrier(self) -> None:

@@ -13,6 +13,7 @@ from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.replicas import ReplicaProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
@@ -32,6 +33,7 @@ class Processors:
     groups: GroupProcessor
     queries: QueryProcessor
     info: InfoProcessor
+    replicas: ReplicaProcessor
     locks: LockProcessor
     transactions: TransactionProcessor
     resets: ResetProcessor
@@ -64,6 +66,7 @@ def make_routes(
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+        Code.TRANSFER_LEADER: background(p.replicas.transfer_leader),
         Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
         Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
         Code.END_TRANSACTION: background(p.transactions.end),

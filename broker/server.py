@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random as random_module
 import socket
@@ -12,15 +13,19 @@ from dataclasses import dataclass
 from broker import routes
 from broker.appender import Appender, AppenderConfig
 from broker.catalog import Catalog
+from broker.commands import encode_digest
 from broker.config import BrokerConfig, parse_address
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
+from broker.installing import Installer
 from broker.intake import MessageIntake
+from broker.leadership import hand_over, prefer_leader
 from broker.locks import LockClock
 from broker.long_polls import LongPolls
+from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
 from broker.processors.clients import ClientProcessor
@@ -30,17 +35,21 @@ from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.replicas import ReplicaProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
+from broker.retention import Retention
+from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
+from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
 from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
-from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
+from dledger.errors import ConfigError, DiskFailureError, DLedgerError, RequestError
 from dledger.message import UniqueKeyGenerator, pack_host
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
@@ -50,7 +59,6 @@ from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
 from store.clean_mark import machine_boot_id
 from store.commit_log import CommitLog
-from store.config import StoreConfig
 from store.files import FileSystem, OsFileSystem
 from store.state_store import StateStore
 from store.sync_worker import SyncWorker
@@ -61,20 +69,14 @@ EXPIRY_SWEEP_S = 10.0
 UNREGISTER_S = 0.5
 
 
-class StateAheadError(StoreError):
-    """The state has applied entries that the log does not hold: one of the two was replaced."""
-
-    definite = True
-
-
 @dataclass(slots=True)
 class _Parts:
     """What exists while the broker runs."""
 
     context: BrokerContext
     raft: RaftNode
-    log: CommitLog
-    store: StateStore
+    stores: Stores
+    installer: Installer
     client: RemotingClient
     catalog: Catalog
     commits: OffsetCommits
@@ -82,6 +84,16 @@ class _Parts:
     clients: ClientProcessor
     registrar: Registrar
     transactions: TransactionService
+
+    @property
+    def log(self) -> CommitLog:
+        """The CommitLog."""
+        return self.stores.log
+
+    @property
+    def store(self) -> StateStore:
+        """The state as applied here."""
+        return self.stores.store
 
 
 class Broker:
@@ -97,6 +109,7 @@ class Broker:
         clock: Clock | None = None,
         fs: FileSystem | None = None,
         random: random_module.Random | None = None,
+        maintenance: Maintenance | None = None,
         sync_worker: SyncWorker | None = None,
         boot_id: Callable[[], str] = machine_boot_id,
         unique_keys: UniqueKeyGenerator | None = None,
@@ -109,6 +122,7 @@ class Broker:
             clock: The machine's if None.
             fs: What the CommitLog writes through; the operating system's if None.
             random: For election timeouts; seeded by the operating system if None.
+            maintenance: Where long work is done; a thread of its own if None.
             sync_worker: Makes the CommitLog durable; a thread if None.
             boot_id: Changes whenever the machine boots: then the state is rebuilt from the log.
             unique_keys: Ids for messages that come without one.
@@ -118,6 +132,7 @@ class Broker:
         self._clock = clock or SystemClock()
         self._fs = fs or OsFileSystem()
         self._random = random or random_module.Random()
+        self._maintenance = maintenance or MaintenanceThread()
         self._sync_worker = sync_worker
         self._boot_id = boot_id
         self._unique_keys = unique_keys or UniqueKeyGenerator()
@@ -185,25 +200,29 @@ class Broker:
         On an exception everything that was opened is closed again.
         """
         config = self.config
-        log = store = None
+        stores: Stores | None = None
         try:
-            log, store = self._open_stores()
+            stores = self._open_stores()
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
-            parts = self._parts = self._assemble(log, store)
+            parts = self._parts = self._assemble(stores)
             await self._start_raft(parts)
         except BaseException:
             await self._server.stop(0)
             await self._tasks.close()
             if self._parts is not None:
                 await self._parts.client.close()
-            if store is not None:
-                store.close()
-            if log is not None:
-                log.close()
+            self._maintenance.close()
+            if stores is not None:
+                stores.close(clean=True)
             raise
         self._tasks.spawn(self._watch_disk(), "watch-disk")
         self._tasks.spawn(self._expire_clients(), "expire-clients")
+        self._spawn_housekeeping(parts)
+        if config.preferred_leader is not None:
+            stable_s = config.timing.preferred_leader_stable_s
+            preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
+            self._tasks.spawn(preferred, "prefer-leader")
         self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
@@ -211,7 +230,7 @@ class Broker:
             config.replica_id,
             parts.context.address,
             config.replica.raft_address,
-            store.applied_index,
+            parts.store.applied_index,
         )
 
     async def stop(self) -> None:
@@ -224,6 +243,8 @@ class Broker:
             return
         is_healthy = self._failure is None
         if is_healthy:
+            # Clients are served meanwhile; what needs a leader is forwarded to the new one.
+            await hand_over(parts.raft)
             await parts.registrar.stop(UNREGISTER_S)
         parts.pulls.close()
         parts.commits.close()
@@ -232,14 +253,10 @@ class Broker:
         await parts.raft.stop()
         await self._tasks.close()
         await parts.client.close()
-        # The state may be called clean only if the log below it is durable: after a power cut it
-        # must not know entries that the log lost.
-        is_log_closed = False
-        try:
-            parts.log.close()
-            is_log_closed = True
-        finally:
-            parts.store.close(clean=is_healthy and is_log_closed)
+        await parts.installer.close()
+        # A copy that is being made reads the state.
+        self._maintenance.close()
+        parts.stores.close(clean=is_healthy)
         self._parts = None
         logger.info("broker stopped: replica=%s", self.config.replica_id)
 
@@ -290,50 +307,23 @@ class Broker:
             logger.critical("stopping: %s", error)
             self._failed.set()
 
-    def _open_stores(self) -> tuple[CommitLog, StateStore]:
-        directory, section = self.config.data_directory, self.config.store
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("data_directory", str(directory), str(error)) from error
-        log_config = StoreConfig(
-            segment_bytes=section.segment_bytes,
-            tail_cache_bytes=section.tail_cache_bytes,
-            flush=section.flush,
-            # More than the floor of the gate: a new segment must not by itself stop writing.
-            disk_free_bytes_min=2 * section.disk_free_min_bytes,
-        )
-        log = CommitLog.open(
-            directory / "log",
-            log_config,
+    def _open_stores(self) -> Stores:
+        return open_stores(
+            self.config,
             self._fs,
+            self._clock,
             sync_worker=self._sync_worker,
-            clock=self._clock,
+            boot_id=self._boot_id,
         )
-        try:
-            store = StateStore.open(
-                directory / "state", map_bytes=section.map_bytes, boot_id=self._boot_id
-            )
-        except BaseException:
-            log.close()
-            raise
-        if store.applied_index > log.last_index:
-            text = (
-                f"{directory / 'state'} has applied entry {store.applied_index}, but "
-                f"{directory / 'log'} ends with {log.last_index}: the log was replaced or lost; "
-                "this replica must be rebuilt from its peers"
-            )
-            store.close(clean=False)
-            log.close()
-            raise StateAheadError(text)
-        return log, store
 
-    def _assemble(self, log: CommitLog, store: StateStore) -> _Parts:
+    def _assemble(self, stores: Stores) -> _Parts:
         config, clock = self.config, self._clock
+        log, store = stores.log, stores.store
         limits, timing = config.limits, config.timing
         host, port = config.advertised_address(self._server.port)
-        machine = BrokerStateMachine(store, self._on_applied)
-        raft = self._make_raft(log, machine)
+        machine = BrokerStateMachine(store, self._on_applied, digest_entries=config.digest_entries)
+        installer = self._make_installer(stores)
+        raft = self._make_raft(log, machine, installer)
         gate = WriteGate(
             raft,
             disk_free_min_bytes=config.store.disk_free_min_bytes,
@@ -368,9 +358,21 @@ class Broker:
             port=port,
             boot_ms=clock.wall_ms(),
         )
-        return self._connect(context, raft, log, store)
+        return self._connect(context, raft, stores, installer)
 
-    def _make_raft(self, log: CommitLog, machine: BrokerStateMachine) -> RaftNode:
+    def _make_installer(self, stores: Stores) -> Installer:
+        return Installer(
+            self.config.data_directory,
+            stores.log,
+            stores.store,
+            stores.snapshots,
+            self._maintenance,
+            stores.catching_up,
+        )
+
+    def _make_raft(
+        self, log: CommitLog, machine: BrokerStateMachine, installer: Installer
+    ) -> RaftNode:
         config = self.config
         others = [replica for replica in config.replicas if replica.id != config.replica_id]
         transport = TcpTransport(
@@ -394,13 +396,15 @@ class Broker:
             clock=self._clock,
             random=self._random,
             on_fatal=self._on_fatal,
+            snapshots=installer,
             engine_class=self._engine_class,
         )
 
     def _connect(
-        self, context: BrokerContext, raft: RaftNode, log: CommitLog, store: StateStore
+        self, context: BrokerContext, raft: RaftNode, stores: Stores, installer: Installer
     ) -> _Parts:
         config = self.config
+        log, store = stores.log, stores.store
         client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
         catalog = Catalog(config, store, raft, context.gate)
         commits = OffsetCommits(raft, context.gate, gather_ms=config.timing.offset_gather_ms)
@@ -438,6 +442,7 @@ class Broker:
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
+            replicas=ReplicaProcessor(context),
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
@@ -447,11 +452,12 @@ class Broker:
         for listener in (lock_clock, transactions, forwarder, registrar, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
+        installer.on_installed(self._on_installed)
         return _Parts(
             context=context,
             raft=raft,
-            log=log,
-            store=store,
+            stores=stores,
+            installer=installer,
             client=client,
             catalog=catalog,
             commits=commits,
@@ -460,6 +466,13 @@ class Broker:
             registrar=registrar,
             transactions=transactions,
         )
+
+    def _on_installed(self) -> None:
+        """Takes note that the whole state was replaced."""
+        parts = self._parts
+        if parts is not None:
+            parts.registrar.topics_changed()
+            parts.pulls.topics_changed()
 
     def _make_forwarder(
         self,
@@ -499,11 +512,22 @@ class Broker:
             return
         if effects.queues:
             parts.pulls.queues_grew(effects.queues)
+        if effects.checkpoint is not None:
+            # Not from within an apply.
+            asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
         if effects.resets or effects.topics or effects.groups:
             parts.pulls.queues_reset(effects.resets)
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
+
+    def _log_digest(self, index: int, digest: bytes) -> None:
+        """On the leader: lets every replica compare its state after that entry with this one's."""
+        parts = self._parts
+        if parts is None or not parts.raft.is_serving:
+            return
+        with contextlib.suppress(DLedgerError):  # the next one will do
+            parts.raft.propose(encode_digest(index, digest), lambda _result, _error: None)
 
     def _on_client_connection_lost(self, connection: ClientConnection) -> None:
         if self._parts is not None:
@@ -520,6 +544,13 @@ class Broker:
             except OSError as error:
                 raise DiskFailureError(f"{self.config.data_directory}: {error}") from error
             parts.context.gate.observe_disk(free_bytes)
+
+    def _spawn_housekeeping(self, parts: _Parts) -> None:
+        snapshotter = Snapshotter(parts.stores, self._maintenance)
+        interval_s = self.config.store.snapshot_interval_s
+        self._tasks.spawn(snapshotter.run(interval_s), "snapshots")
+        retention = Retention(parts.context, parts.stores, snapshotter, self._maintenance, self._fs)
+        self._tasks.spawn(retention.run(self.config.timing.retention_check_s), "retention")
 
     async def _expire_clients(self) -> None:
         while True:

@@ -8,6 +8,7 @@ process rather than letting replicas drift apart.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
@@ -15,6 +16,7 @@ from typing import Final, NamedTuple, Protocol, assert_never
 
 from broker.commands import (
     RAFT_TYPES_END,
+    CheckDigest,
     CommandType,
     CommitOffsets,
     Control,
@@ -22,6 +24,8 @@ from broker.commands import (
     DeleteTopic,
     PutGroup,
     PutTopic,
+    TrimLog,
+    TrimQueues,
     decode_control,
     offsets_of,
 )
@@ -34,7 +38,8 @@ from broker.feature_commands import (
 )
 from broker.messages_command import KeyGroup, decode_messages
 from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
-from dledger.errors import invariant
+from dledger.errors import StoreError, invariant
+from dledger.model import TopicConfig
 from store import state_keys as keys
 from store.state_batch import WriteBatch
 from store.state_store import StateStore
@@ -80,6 +85,8 @@ class AppliedEffects:
         topics: Names of topics created, changed or deleted.
         groups: Names of groups created, changed or deleted.
         offsets_stored: How many consumer offsets were stored.
+        runs: Of the newest command with messages: topic id, queue id and the queue's new maximum.
+        checkpoint: Log index and digest of the newest checkpoint passed, if one was.
         resets: (topic id, queue id) of queues in which a group was moved.
     """
 
@@ -87,27 +94,42 @@ class AppliedEffects:
     topics: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     offsets_stored: int = 0
+    checkpoint: tuple[int, bytes] | None = None
+    runs: list[tuple[int, int, int | None]] = field(default_factory=list)
     resets: list[tuple[int, int]] = field(default_factory=list)
 
 
+DIGEST_ENTRIES: Final = 1000
 _ALL_STORED: Final = MessagesApplied()
+
+
+class StateDivergedError(StoreError):
+    """This replica's state is not the leader's, though the log is the same. It must be rebuilt."""
+
+    definite = True
 
 
 class BrokerStateMachine:
     """Applies entries to a `StateStore`. Satisfies `dledger.raft.protocols.StateMachine`."""
 
     def __init__(
-        self, store: StateStore, on_applied: Callable[[AppliedEffects], None] | None = None
+        self,
+        store: StateStore,
+        on_applied: Callable[[AppliedEffects], None] | None = None,
+        *,
+        digest_entries: int = DIGEST_ENTRIES,
     ) -> None:
         """Makes a state machine over a store.
 
         Args:
             store: Where the effects go.
+            digest_entries: A checkpoint of the digest is kept at every index that this divides.
             on_applied: Called after every transaction that changed something, before `apply`
                 returns its results.
         """
         self._store = store
         self._on_applied = on_applied
+        self._digest_entries = digest_entries
 
     @property
     def applied_index(self) -> int:
@@ -126,6 +148,7 @@ class BrokerStateMachine:
         Raises:
             DiskFullError: Nothing was applied; the same call may be made again.
             InvariantError: A command is malformed or entries are not consecutive.
+            StateDivergedError: The leader's state is another one.
 
         Durability: effects and applied index are written, together.
         """
@@ -150,17 +173,57 @@ class BrokerStateMachine:
                     applied_term=term,
                 )
                 index, term = entry.index, entry.term
-                results.append(_apply_body(batch, index, entry.body, effects))
+                result = _apply_body(batch, index, entry.body, effects)
+                results.append(result)
+                self._digest(batch, entry, result, effects)
             batch.set_applied(index, term)
         if self._on_applied is not None and (
             effects.queues
             or effects.topics
             or effects.groups
             or effects.offsets_stored
+            or effects.checkpoint
             or effects.resets
         ):
             self._on_applied(effects)
         return results
+
+    def _digest(
+        self, batch: WriteBatch, entry: Entry, result: object, effects: AppliedEffects
+    ) -> None:
+        """Takes an entry and what it did into the digest.
+
+        What it did (offsets of queues, ids of topics, refusals) follows from the state before, so
+        a state that differs shows itself soon, at the cost of hashing some hundred bytes an entry.
+        """
+        if entry.body[0] >= RAFT_TYPES_END:
+            has_messages = entry.body[0] in (CommandType.MESSAGES, MESSAGES_WITH_RIDERS)
+            runs = effects.runs if has_messages else ()
+            done = repr((entry.index, entry.term, _summary(result), runs)).encode()
+            hasher = hashlib.blake2b(batch.digest, digest_size=keys.DIGEST_BYTES)
+            hasher.update(done)
+            batch.set_digest(hasher.digest())
+        if entry.index % self._digest_entries == 0:
+            batch.checkpoint(entry.index)
+            effects.checkpoint = (entry.index, batch.digest)
+
+
+def _summary(result: object) -> object:
+    """Returns what of a result goes into the digest: nothing that a newer version may extend."""
+    if isinstance(result, TopicConfig):
+        return result.topic_id
+    if isinstance(result, MessagesApplied):
+        return result.missing_topic_ids
+    return result if isinstance(result, (int, bool)) else None
+
+
+def _check_digest(batch: WriteBatch, index: int, digest: bytes) -> None:
+    own = batch.digest_at(index)
+    if own is not None and own != digest:
+        raise StateDivergedError(
+            f"the state after entry {index} is not the leader's ({own.hex()}, leader "
+            f"{digest.hex()}): this replica must be rebuilt from its peers"
+        )
 
 
 def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEffects) -> object:
@@ -187,8 +250,10 @@ def _apply_messages(
 ) -> MessagesApplied:
     command = decode_messages(body)
     missing: list[int] = []
+    effects.runs = []
     for topic_id, queue_id, first_queue_offset, units in command.runs:
         offset_max = batch.append_units(topic_id, queue_id, first_queue_offset, units)
+        effects.runs.append((topic_id, queue_id, offset_max))
         if offset_max is None:
             # Proposed before its topic was deleted, applied after.
             missing.append(topic_id)
@@ -254,5 +319,15 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
             stored = batch.put_consumer_offsets(offsets_of(command))
             effects.offsets_stored += stored
             return stored
+        case TrimQueues(minimums):
+            for topic_id, queue_id, minimum in minimums:
+                batch.trim_queue(topic_id, queue_id, minimum)
+            return None
+        case CheckDigest(index, digest):
+            _check_digest(batch, index, digest)
+            return None
+        case TrimLog(physical_offset):
+            batch.set_retained(physical_offset)
+            return None
         case _:
             assert_never(command)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import consumer, jepsen, lifecycle, message, topic
+from cli import consumer, group, jepsen, lifecycle, message, topic
 from cli.console import say
 from cli.consume import consume
 from cli.demo import demo
@@ -41,6 +41,7 @@ app.command()(consume)
 app.command()(demo)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
+app.add_typer(group.app, name="group")
 app.add_typer(message.app, name="message")
 app.add_typer(nameserver_app, name="nameserver")
 app.add_typer(broker_app, name="broker")

@@ -82,6 +82,8 @@ class RequestCode(IntEnum):
     LITE_PULL_MESSAGE = 361
     GET_BROKER_MEMBER_GROUP = 901
     BROKER_HEARTBEAT = 904
+    # Ours, far from RocketMQ's.
+    TRANSFER_LEADER = 30_001
 
 
 class ResponseCode(IntEnum):

@@ -172,6 +172,14 @@ class ProposalRejectedError(ReplicationError):
     response_code = ResponseCode.SYSTEM_BUSY
 
 
+class TransferFailedError(ReplicationError):
+    """The leadership was not handed over: no follower was ready. The leader goes on."""
+
+    definite = True
+    retryable = True
+    response_code = ResponseCode.SYSTEM_BUSY
+
+
 class LeadershipLostError(ReplicationError):
     """Leadership ended while the proposal was under way. It may still be committed."""
 

@@ -25,7 +25,9 @@ from dledger.errors import (
 from store import recovery
 from store.config import StoreConfig
 from store.files import NO_SPACE_ERRNOS, SHORTAGE_ERRNOS, FileLock, FileSystem, OsFileSystem
+from store.front import FrontRemoval, droppable
 from store.group_commit import GroupCommit, Seal
+from store.log_reset import reset_files
 from store.log_statistics import CommitLogStatistics
 from store.mark_file import DurableMark
 from store.reader import LogReader
@@ -37,7 +39,7 @@ from store.record import (
     encode_record,
     stamped_offsets,
 )
-from store.segment import Segment, segment_name
+from store.segment import Segment, SegmentFacts, segment_name
 from store.space import PAGE_BYTES, TINY_RECORD_BYTES, choose_capacity, margin_bytes
 from store.sync_worker import SyncWorker, ThreadSyncWorker
 from store.tail_cache import TailCache
@@ -343,6 +345,70 @@ class CommitLog:
         self._offset_end = offset
         self._group.restart(self._last_index, offset)
         logger.info("log truncated last_index=%d offset_end=%d", self._last_index, offset)
+
+    def reset_to(self, record: bytes) -> None:
+        """Replaces the whole log by one that begins with this record. Term and vote stay.
+
+        Raises:
+            DiskFailureError: The log has failed for good; so also if the disk is full.
+
+        Durability: synced on return; interrupted, it must be done again: see `log_reset`.
+
+        Concurrency: blocks the loop for as long as removing the files takes.
+        """
+        self._check_writable()
+        self._settle()
+        with self._fatal_errors("replacement"):
+            for segment in self._segments:
+                segment.close()
+            self._segments.clear()
+            self._active = None
+            self._reader.close()
+            reset_files(self._fs, self._directory, self._config, self._mark, record)
+            found = recovery.open_log(self._fs, self._directory, self._config, self._mark)
+        self._segments.extend(found.segments)
+        self._active = found.segments[-1]
+        self._offset_end = self._active.end
+        self._last_index, self._last_term = found.last_index, found.last_term
+        self._group.restart(self._last_index, self._offset_end)
+        logger.info("log replaced %s", self)
+
+    def segments(self) -> list[SegmentFacts]:
+        """Returns where the sealed segments lie, the oldest first."""
+        return [segment.facts() for segment in self._segments[:-1]]
+
+    def release_front(self, physical_offset: int, index_max: int) -> FrontRemoval | None:
+        """Lets go of whole segments at the front; their files are removed by the result's `run`.
+
+        Args:
+            physical_offset: Everything from here on stays.
+            index_max: The entry with this index and all newer ones stay.
+
+        Returns:
+            What is to be removed, None if nothing is. Until it has run, or if the process dies
+            before, the segments are found again at the next opening.
+        """
+        self._check_writable()
+        count = droppable(
+            self._segments,
+            physical_offset=physical_offset,
+            index_max=index_max,
+            synced_offset=self._group.synced_offset,
+        )
+        if not count:
+            return None
+        dropped = self._segments[:count]
+        del self._segments[:count]
+        self._reader.forget_before(self._segments[0])
+        for segment in dropped:
+            segment.close()
+        logger.info(
+            "log shortened first_index=%d offset_min=%d segments_dropped=%d",
+            self.first_index,
+            self.offset_min,
+            count,
+        )
+        return FrontRemoval(self._fs, self._directory, [segment.facts() for segment in dropped])
 
     def _drop_after(self, target: Segment) -> None:
         place = self._segments.index(target)

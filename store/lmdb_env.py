@@ -10,8 +10,8 @@ gone without a trace and the error is told apart by trying to extend again.
 Durability: a commit is *written*. It survives the death of the process, not of the machine; see
 `clean_mark` for what follows from that. `sync` makes all commits durable.
 
-Concurrency: one thread. Read transactions must be short: a long one keeps freed pages from being
-used again.
+Concurrency: one thread, but for `copy_to`, which may run on another one. Read transactions must be
+short: a long one keeps freed pages from being used again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ MAP_BYTES_MIN: Final = 1 << 20
 _EXTEND_BYTES: Final = 4 << 20
 # Free pages, tree growth and the copies of touched pages that every transaction needs.
 _ROOM_BYTES_MIN: Final = 1 << 20
+# Room in the map before a copy begins: it cannot grow while another thread reads it.
+_COPY_ROOM_BYTES: Final = 4 << 30
 _FULL_CODES: Final = frozenset((errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
 
 
@@ -94,10 +96,20 @@ class LmdbEnvironment:
             )
         self._path = path
         self._map_bytes_max = map_bytes_max
+        self._map_bytes = map_bytes
+        self._database_names = tuple(database_names)
+        self._copying = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Opens the files that are there now."""
+        path, database_names = self._path, self._database_names
         data_file = path / DATA_FILE
         existing_bytes = data_file.stat().st_size if data_file.exists() else 0
         # A file larger than the map of its first start: the map has to cover all of it.
-        self._map_bytes = min(_rounded_up(max(map_bytes, existing_bytes)), map_bytes_max)
+        self._map_bytes = min(
+            _rounded_up(max(self._map_bytes, existing_bytes)), self._map_bytes_max
+        )
         try:
             self._env = _open_environment(path, self._map_bytes, len(database_names))
             self.databases: Mapping[str, Database] = {
@@ -117,6 +129,19 @@ class LmdbEnvironment:
     def map_bytes(self) -> int:
         """Size of the memory map now."""
         return self._map_bytes
+
+    def replace_file(self, exchange: Callable[[], None]) -> None:
+        """Closes the environment, lets the file be exchanged, and opens it again.
+
+        Whoever holds this object goes on with the new content.
+
+        Raises:
+            UnusableStateError: The new file is not an LMDB environment. This one stays closed.
+        """
+        self._check_open()
+        self.close()
+        exchange()
+        self._begin()
 
     def read(self) -> ReadTransaction:
         """Returns a read transaction, to be used in a `with` and left soon."""
@@ -165,6 +190,34 @@ class LmdbEnvironment:
         except lmdb.Error as exc:
             raise DiskFailureError(f"syncing {self._path}: {exc}") from exc
 
+    def begin_copy(self) -> None:
+        """Prepares `copy_to`; to be called on the owning thread, and `end_copy` after it.
+
+        While a copy runs the map cannot grow (it would be mapped anew under the other thread's
+        feet), so it gets room first. A write that needs more is refused like one to a full disk.
+        """
+        self._check_open()
+        room = min(self.used_bytes() + _COPY_ROOM_BYTES, self._map_bytes_max)
+        if room > self._map_bytes:
+            self._grow_map(room)
+        self._copying = True
+
+    def end_copy(self) -> None:
+        """Ends what `begin_copy` began."""
+        self._copying = False
+
+    def copy_to(self, directory: Path) -> None:
+        """Writes a consistent, compact copy into an existing directory. On any thread.
+
+        Raises:
+            DiskFullError: No room.
+            DiskFailureError: The disk failed.
+        """
+        try:
+            self._env.copy(str(directory), compact=True)
+        except lmdb.Error as exc:
+            raise _translated(exc, directory) from exc
+
     def used_bytes(self) -> int:
         """Returns how far the file is used: bytes up to its last page in use."""
         self._check_open()
@@ -188,6 +241,8 @@ class LmdbEnvironment:
             self._extend_file(end)
 
     def _grow_map(self, bytes_min: int) -> None:
+        if self._copying:
+            raise DiskFullError(f"the map of {self._path} cannot grow while it is copied")
         size = self._map_bytes
         while size < bytes_min and size < self._map_bytes_max:
             size = min(size * 2, self._map_bytes_max)
@@ -211,6 +266,24 @@ class LmdbEnvironment:
             finally:
                 os.close(descriptor)
         self._allocated_bytes = size
+
+
+def read_value(path: Path, database_name: str, key: bytes) -> bytes | None:
+    """Returns one value of an environment that nobody has open.
+
+    Raises:
+        UnusableStateError: It is not an environment with that database.
+    """
+    try:
+        environment = lmdb.open(str(path), readonly=True, lock=False, max_dbs=1)
+        try:
+            database = environment.open_db(database_name.encode(), create=False)
+            with environment.begin(db=database) as transaction:
+                return transaction.get(key)
+        finally:
+            environment.close()
+    except lmdb.Error as exc:
+        raise UnusableStateError(f"{path}: {exc}") from exc
 
 
 def _open_environment(path: Path, map_bytes: int, database_count: int) -> lmdb.Environment:

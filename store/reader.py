@@ -108,6 +108,12 @@ class LogReader:
         self._cache.truncate_from(index)
         self._mapped = [older for older in self._mapped if older.base < segment.base]
 
+    def forget_before(self, segment: Segment) -> None:
+        """Takes note that all segments before this one were dropped."""
+        self._cache.drop_before(segment.first_index)
+        self._last_read = None
+        self._mapped = [kept for kept in self._mapped if kept.base >= segment.base]
+
     def close(self) -> None:
         """Lets go of all views and cached entries."""
         self._last_read = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from pathlib import Path
+from typing import NamedTuple
 
 from dledger.errors import Corruption, CorruptRecordError, invariant
 from store.files import FileSystem, Mapping
@@ -34,6 +35,15 @@ def segment_name(base: int) -> str:
 def parse_segment_name(name: str) -> int | None:
     """Returns the base offset, or None if this is not the name of a segment."""
     return int(name) if len(name) == NAME_DIGITS and name.isascii() and name.isdigit() else None
+
+
+class SegmentFacts(NamedTuple):
+    """Where a segment lies: physical offsets [base, end), log indexes first to last."""
+
+    base: int
+    end: int
+    first_index: int
+    last_index: int
 
 
 class Segment:
@@ -80,6 +90,10 @@ class Segment:
     def last_index(self) -> int:
         """Returns the index of its last record; `first_index` - 1 if it is empty."""
         return self.first_index + self.count - 1
+
+    def facts(self) -> SegmentFacts:
+        """Returns where it lies."""
+        return SegmentFacts(self.base, self.end, self.first_index, self.last_index)
 
     @property
     def is_mapped(self) -> bool:

@@ -6,7 +6,9 @@ LMDB sorted, through one cursor; and the tables in memory change only if the com
 
 Deleting a topic takes its tables, bounds and consumer offsets away at once. Its ConsumeQueue and
 key index, which may be millions of pairs, are only unreachable from then on: topic ids are never
-used again. Later transactions remove them, a bounded number each.
+used again. Later transactions remove them, a bounded number each. The same holds for what
+retention leaves behind: ConsumeQueue chunks below a queue's minimum, and index entries of messages
+that are gone.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ DATABASE_NAMES: Final = (
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
+# Index entries that one transaction looks at for messages that retention has removed.
+INDEX_SWEPT_MAX: Final = 1024
 
 Buffer = bytes | bytearray | memoryview
 _encode = msgspec.msgpack.Encoder().encode
@@ -71,6 +75,12 @@ class StateTables:
     bounds: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     lanes: Lanes = field(default_factory=OrderedDict)  # the longest unused first
     garbage: tuple[int, ...] = ()  # ids of deleted topics that have left pairs behind
+    trimmed: tuple[tuple[int, int], ...] = ()  # queues that have chunks below their minimum
+    digest: bytes = bytes(keys.DIGEST_BYTES)  # of everything that was applied, and its results
+    checkpoints: tuple[tuple[int, bytes], ...] = ()  # (log index, digest), the newest last
+    retained_offset: int = 0  # messages before this physical offset are gone
+    swept_offset: int = 0  # the key index holds none before this one
+    sweep_key: bytes = b""  # where sweeping it goes on
 
 
 class _Run:
@@ -101,6 +111,7 @@ class WriteBatch:
         self._dead_offset_groups: list[bytes] = []
         self._offsets: dict[bytes, bytes] = {}
         self._runs: dict[tuple[int, int], _Run] = {}
+        self._minimums: dict[tuple[int, int], int] = {}
         self._index_records: list[tuple[int, Buffer]] = []
         self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
@@ -160,6 +171,9 @@ class WriteBatch:
         self._dead_topics.append(topic_id)
         self._tables.garbage = (*self._tables.garbage, topic_id)
         self._runs = {queue: run for queue, run in self._runs.items() if queue[0] != topic_id}
+        self._minimums = {
+            queue: minimum for queue, minimum in self._minimums.items() if queue[0] != topic_id
+        }
         self._offsets = {
             key: value
             for key, value in self._offsets.items()
@@ -258,6 +272,24 @@ class WriteBatch:
         self._bytes_estimate += 2 * len(units) + _NAME_ROOM_BYTES
         return run.stop
 
+    def trim_queue(self, topic_id: int, queue_id: int, offset_min: int) -> None:
+        """Raises a queue's minimum, at most to its maximum; never lowers it."""
+        queue = (topic_id, queue_id)
+        if topic_id not in self._tables.topic_names:
+            return
+        low, high = self._base.bounds.get(queue, (0, 0))
+        run = self._runs.get(queue)
+        low = self._minimums.get(queue, low)
+        offset_min = min(offset_min, high if run is None else run.stop)
+        if offset_min > low:
+            self._minimums[queue] = offset_min
+
+    def set_retained(self, physical_offset: int) -> None:
+        """Says that messages before this physical offset are gone. Never goes back."""
+        if physical_offset > self._tables.retained_offset:
+            self._tables.retained_offset = physical_offset
+            self._tables.sweep_key = b""
+
     def put_keys(self, key_bytes: int, records: Buffer) -> None:
         """Adds key index entries of one length.
 
@@ -276,6 +308,24 @@ class WriteBatch:
         self._index_records.append((key_bytes, records))
         # Near-sequential keys share pages; a scattered one touches a page of its own.
         self._bytes_estimate += 2 * len(records) + count * 512 + _NAME_ROOM_BYTES
+
+    @property
+    def digest(self) -> bytes:
+        """Returns the digest as this batch has made it."""
+        return self._tables.digest
+
+    def set_digest(self, digest: bytes) -> None:
+        """Sets the digest of everything applied."""
+        self._tables.digest = digest
+
+    def checkpoint(self, index: int) -> None:
+        """Remembers the digest as that of the state after this entry."""
+        kept = self._tables.checkpoints[1 - keys.CHECKPOINTS_KEPT :]
+        self._tables.checkpoints = (*kept, (index, self._tables.digest))
+
+    def digest_at(self, index: int) -> bytes | None:
+        """Returns the digest that was remembered for an entry, None if none (any more) is."""
+        return dict(self._tables.checkpoints).get(index)
 
     def record_send(
         self, send: SendRecord, *, limits: LaneLimits, index: int, number: int, timestamp_ms: int
@@ -302,30 +352,46 @@ class WriteBatch:
             DiskFullError: Nothing was written.
         """
         small = len(self._changed_topics) + len(self._changed_groups) + len(self._dead_topics)
+        small += len(self._minimums)
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
         # Producer ids are random: each lane touches a page of its own.
         estimate += 256 * len(self._offsets) + _NAME_ROOM_BYTES * len(self._lanes.changed)
         estimate += self.rows.bytes_estimate
-        garbage = self._tables.garbage
+        new_bounds = self._new_bounds()
+        tables = self._tables
+        cleaned = (tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key)
 
         def operations(transaction: WriteTransaction) -> None:
-            nonlocal garbage
-            self._execute(transaction)
+            nonlocal cleaned
+            self._execute(transaction, new_bounds)
             garbage = self._remove_garbage(transaction)
+            trimmed = self._remove_trimmed(transaction, new_bounds)
+            cleaned = (garbage, trimmed, *self._sweep_index(transaction))
 
         self._environment.write(operations, bytes_estimate=estimate)
-        self._tables.garbage = garbage
+        tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key = cleaned
         self._lanes.apply()
         bounds = self._base.bounds
-        for queue, run in self._runs.items():
-            bounds[queue] = (run.offset_min, run.stop)
+        bounds.update(new_bounds)
         if self._dead_topics:
             dead = set(self._dead_topics)
             for queue in [queue for queue in bounds if queue[0] in dead]:
                 del bounds[queue]
         return self._tables
 
-    def _execute(self, transaction: WriteTransaction) -> None:
+    def _new_bounds(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Returns the bounds of every queue that this batch has changed."""
+        changed = {queue: (run.offset_min, run.stop) for queue, run in self._runs.items()}
+        for queue, minimum in self._minimums.items():
+            _, high = changed.get(queue) or self._base.bounds.get(queue, (0, 0))
+            changed[queue] = (minimum, high)
+        return changed
+
+    def _execute(
+        self,
+        transaction: WriteTransaction,
+        new_bounds: dict[tuple[int, int], tuple[int, int]],
+    ) -> None:
         databases = self._environment.databases
         for topic_id in self._dead_topics:
             transaction.put(keys.TOPIC_ID.pack(topic_id), b"", db=databases["garbage"])
@@ -343,9 +409,17 @@ class WriteBatch:
         )
         if self._runs:
             self._put_units(transaction)
+        if new_bounds:
+            pairs = [
+                (keys.QUEUE_KEY.pack(*queue), keys.QUEUE_BOUNDS.pack(*bounds))
+                for queue, bounds in sorted(new_bounds.items())
+            ]
+            transaction.cursor(databases["queues"]).putmulti(pairs)
+        for queue in self._minimums:
+            transaction.put(keys.QUEUE_KEY.pack(*queue), b"", db=databases["garbage"])
         for key_bytes, records in self._index_records:
-            pairs = Struct(f"{key_bytes}s{keys.KEY_VALUE_BYTES}s").iter_unpack(records)
-            transaction.cursor(databases["key_index"]).putmulti(pairs)
+            records_of = Struct(f"{key_bytes}s{keys.KEY_VALUE_BYTES}s").iter_unpack(records)
+            transaction.cursor(databases["key_index"]).putmulti(records_of)
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
@@ -357,6 +431,12 @@ class WriteBatch:
         if tables.next_topic_id != self._base.next_topic_id:
             next_id = keys.TOPIC_ID.pack(tables.next_topic_id)
             transaction.put(keys.NEXT_TOPIC_ID_KEY, next_id, db=meta)
+        if tables.retained_offset != self._base.retained_offset:
+            retained = keys.RETAINED.pack(tables.retained_offset)
+            transaction.put(keys.RETAINED_KEY, retained, db=meta)
+        if (tables.digest, tables.checkpoints) != (self._base.digest, self._base.checkpoints):
+            packed = [keys.CHECKPOINT.pack(*checkpoint) for checkpoint in tables.checkpoints]
+            transaction.put(keys.DIGEST_KEY, b"".join([tables.digest, *packed]), db=meta)
         if tables.applied_index != self._base.applied_index:
             applied = keys.APPLIED.pack(tables.applied_index, tables.applied_term)
             transaction.put(keys.APPLIED_KEY, applied, db=meta)
@@ -364,7 +444,6 @@ class WriteBatch:
     def _put_units(self, transaction: WriteTransaction) -> None:
         database = self._environment.databases["consume_queue"]
         chunks: list[tuple[bytes, bytes]] = []
-        bounds: list[tuple[bytes, bytes]] = []
         pack = keys.CHUNK_KEY.pack
         size = keys.CHUNK_BYTES
         for (topic_id, queue_id), run in sorted(self._runs.items()):
@@ -385,14 +464,7 @@ class WriteBatch:
                 (pack(topic_id, queue_id, chunk + at // size), units[at : at + size])
                 for at in range(0, len(units), size)
             )
-            bounds.append(
-                (
-                    keys.QUEUE_KEY.pack(topic_id, queue_id),
-                    keys.QUEUE_BOUNDS.pack(run.offset_min, run.stop),
-                )
-            )
         transaction.cursor(database).putmulti(chunks)
-        transaction.cursor(self._environment.databases["queues"]).putmulti(bounds)
 
     def _put_lanes(self, transaction: WriteTransaction) -> None:
         database = self._environment.databases["producer_lanes"]
@@ -426,6 +498,50 @@ class WriteBatch:
                 transaction.delete(topic, db=databases["garbage"])
                 left = left[1:]
         return left
+
+    def _remove_trimmed(
+        self,
+        transaction: WriteTransaction,
+        new_bounds: dict[tuple[int, int], tuple[int, int]],
+    ) -> tuple[tuple[int, int], ...]:
+        """Removes a bounded number of chunks below queues' minimums; returns the queues left."""
+        databases = self._environment.databases
+        known = set(self._tables.trimmed)
+        left = self._tables.trimmed + tuple(queue for queue in self._minimums if queue not in known)
+        room = GARBAGE_REMOVED_MAX
+        while left and room > 0:
+            queue = left[0]
+            low, _ = new_bounds.get(queue) or self._base.bounds.get(queue, (0, 0))
+            stop = keys.CHUNK_KEY.pack(*queue, low // keys.CHUNK_UNITS)
+            cursor = transaction.cursor(databases["consume_queue"])
+            found = cursor.set_range(keys.CHUNK_KEY.pack(*queue, 0))
+            while found and room > 0 and cursor.key() < stop:
+                cursor.delete()
+                room -= 1
+                found = bool(cursor.key())
+            if room > 0:
+                transaction.delete(keys.QUEUE_KEY.pack(*queue), db=databases["garbage"])
+                left = left[1:]
+        return left
+
+    def _sweep_index(self, transaction: WriteTransaction) -> tuple[int, bytes]:
+        """Removes index entries of messages that are gone; returns how far sweeping has come."""
+        tables = self._tables
+        retained = tables.retained_offset
+        if tables.swept_offset >= retained:
+            return tables.swept_offset, b""
+        cursor = transaction.cursor(self._environment.databases["key_index"])
+        found = cursor.set_range(tables.sweep_key) if tables.sweep_key else cursor.first()
+        for _ in range(INDEX_SWEPT_MAX):
+            if not found:
+                return retained, b""
+            key = cursor.key()
+            if keys.PHYSICAL_OFFSET.unpack_from(key, len(key) - 8)[0] < retained:
+                cursor.delete()
+                found = bool(cursor.key())
+            else:
+                found = cursor.next()
+        return tables.swept_offset, cursor.key() if found else b""
 
     def _own_topics(self) -> None:
         if self._tables.topics is self._base.topics:

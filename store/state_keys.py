@@ -42,6 +42,14 @@ APPLIED: Final = Struct(">QQ")
 FORMAT_KEY: Final = b"format"
 FORMAT: Final = Struct(">I")
 FORMAT_VERSION: Final = 1
+# meta "retained": physical offset below which the log's messages are gone.
+RETAINED_KEY: Final = b"retained"
+RETAINED: Final = Struct(">Q")
+# meta "digest": the digest now, then (log index, digest) of the latest checkpoints, oldest first.
+DIGEST_KEY: Final = b"digest"
+DIGEST_BYTES: Final = 16
+CHECKPOINT: Final = Struct(">Q16s")
+CHECKPOINTS_KEPT: Final = 8
 NEXT_TOPIC_ID_KEY: Final = b"next_topic_id"
 TOPIC_ID: Final = Struct(">I")
 

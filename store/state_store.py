@@ -37,6 +37,7 @@ from store.lmdb_env import (
     store_errors,
 )
 from store.producer_lanes import LANE_KEY, LaneBatch, Repeated, find_batch, load_lanes
+from store.snapshots import replace_data_file
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
 from store.state_rows import RowReader
 
@@ -86,11 +87,13 @@ class StateStore:
         map_bytes: int = MAP_BYTES,
         map_bytes_max: int = MAP_BYTES_MAX,
         boot_id: Callable[[], str] = machine_boot_id,
+        restore: Callable[[Path], object] | None = None,
     ) -> StateStore:
         """Opens or creates the store in a directory.
 
         A store that cannot be trusted (see the module's docstring), or that is not readable or
-        of another format version, is emptied: its applied index is then 0.
+        of another format version, is emptied, and restored from a snapshot if there is one: its
+        applied index is then the snapshot's, or 0.
 
         Args:
             path: A directory of the store's own; created if missing. Its owner has locked the
@@ -98,6 +101,7 @@ class StateStore:
             map_bytes: Address space to begin with.
             map_bytes_max: Where the environment stops growing.
             boot_id: Returns a text that changes when the machine boots.
+            restore: Called with the directory after it was emptied; may put a data file there.
 
         Raises:
             DiskFullError: No room for an empty store.
@@ -113,7 +117,7 @@ class StateStore:
             if (path / DATA_FILE).exists():
                 mark = read_mark(path / MARK_FILE)
                 if mark is None or not mark.trusts(current_boot):
-                    _discard(path, "machine stopped before the state was synced")
+                    _discard(path, "machine stopped before the state was synced", restore)
             # The mark goes first: should the machine stop right after the first write, it must
             # not say clean.
             write_mark(path / MARK_FILE, CleanMark(current_boot, clean=False))
@@ -136,7 +140,7 @@ class StateStore:
             return opened()
         except UnusableStateError as exc:
             with store_errors(path):
-                _discard(path, str(exc))
+                _discard(path, str(exc), restore)
             return opened()
 
     def close(self, *, clean: bool = True) -> None:
@@ -172,6 +176,16 @@ class StateStore:
     def applied_term(self) -> int:
         """Term of that entry; 0 at first."""
         return self._tables.applied_term
+
+    @property
+    def retained_offset(self) -> int:
+        """Physical offset before which retention has removed all messages; 0 at first."""
+        return self._tables.retained_offset
+
+    @property
+    def queues(self) -> Mapping[tuple[int, int], tuple[int, int]]:
+        """Returns the bounds of all queues by (topic id, queue id): a live view."""
+        return MappingProxyType(self._tables.bounds)
 
     @property
     def topics(self) -> Mapping[str, TopicConfig]:
@@ -342,8 +356,11 @@ class StateStore:
                 index_key, value = cursor.item()
                 if not index_key.startswith(stem):
                     break
+                physical_offset = keys.PHYSICAL_OFFSET.unpack_from(index_key, len(stem))[0]
+                if physical_offset < self._tables.retained_offset:
+                    break  # and so are all older ones
                 if begin_ms <= keys.STORE_TIMESTAMP.unpack(value)[0] <= end_ms:
-                    found.append(keys.PHYSICAL_OFFSET.unpack_from(index_key, len(stem))[0])
+                    found.append(physical_offset)
                 positioned = cursor.prev()
         return found
 
@@ -370,6 +387,34 @@ class StateStore:
         finally:
             self._batch_open = False
 
+    # --- copies -----------------------------------------------------------------------------
+
+    @contextmanager
+    def copying(self) -> Iterator[Callable[[Path], None]]:
+        """Lets the block copy the state: what it gets may be called once, on another thread.
+
+        The copy is of one moment between the call and its end. Writes go on meanwhile.
+        """
+        self._environment.begin_copy()
+        try:
+            yield self._environment.copy_to
+        finally:
+            self._environment.end_copy()
+
+    def replace(self) -> None:
+        """Goes on with the file that `snapshots.copy_checked` has put beside the live one.
+
+        Raises:
+            DiskFailureError: It cannot be used; the replica must stop.
+
+        Durability: synced on return; interrupted, the old file is there or the new one.
+        """
+        invariant(not self._batch_open, "the state is replaced within a batch")
+        with store_errors(self._path):
+            self._environment.replace_file(lambda: replace_data_file(self._path))
+        _check_format(self._environment)
+        self._tables = _load_tables(self._environment)
+
     # --- inspection -------------------------------------------------------------------------
 
     def statistics(self) -> StateStatistics:
@@ -388,7 +433,8 @@ class StateStore:
     def digest(self) -> str:
         """Returns a hash over the whole visible state, equal on replicas with equal state.
 
-        What deleted topics have left behind and has not been removed yet does not count.
+        What deleted topics and retention have left behind and has not been removed yet does not
+        count.
         Cost: reads everything.
         """
         hasher = hashlib.sha256()
@@ -401,10 +447,20 @@ class StateStore:
             for key, value in self._range(name, b""):
                 if by_topic and keys.TOPIC_ID.unpack_from(key)[0] not in live:
                     continue
+                if by_topic and self._is_trimmed(name, key):
+                    continue
                 hasher.update(b"%d,%d:" % (len(key), len(value)))
                 hasher.update(key)
                 hasher.update(value)
         return hasher.hexdigest()
+
+    def _is_trimmed(self, database_name: str, key: bytes) -> bool:
+        if database_name == "key_index":
+            offset = keys.PHYSICAL_OFFSET.unpack_from(key, len(key) - keys.PHYSICAL_OFFSET.size)[0]
+            return bool(offset < self._tables.retained_offset)
+        topic_id, queue_id, chunk = keys.CHUNK_KEY.unpack(key)
+        low, _ = self.queue_bounds(topic_id, queue_id)
+        return bool(chunk < low // keys.CHUNK_UNITS)
 
     def __repr__(self) -> str:
         tables = self._tables
@@ -468,14 +524,28 @@ def _load_tables(environment: LmdbEnvironment) -> StateTables:
             topic_id, queue_id = keys.QUEUE_KEY.unpack(key)
             offset_min, offset_max = keys.QUEUE_BOUNDS.unpack(value)
             tables.bounds[topic_id, queue_id] = (offset_min, offset_max)
+        left = [key for key, _ in transaction.cursor(databases["garbage"])]
+        size = keys.TOPIC_ID.size
+        tables.garbage = tuple(keys.TOPIC_ID.unpack(key)[0] for key in left if len(key) == size)
+        for key in left:
+            if len(key) == keys.QUEUE_KEY.size:
+                topic_id, queue_id = keys.QUEUE_KEY.unpack(key)
+                tables.trimmed += ((topic_id, queue_id),)
+        digest = transaction.get(keys.DIGEST_KEY, db=databases["meta"])
+        if digest is not None:
+            tables.digest = digest[: keys.DIGEST_BYTES]
+            packed = keys.CHECKPOINT.iter_unpack(digest[keys.DIGEST_BYTES :])
+            tables.checkpoints = tuple((index, value) for index, value in packed)
+        retained = transaction.get(keys.RETAINED_KEY, db=databases["meta"])
+        if retained is not None:
+            tables.retained_offset = keys.RETAINED.unpack(retained)[0]
         tables.lanes = load_lanes(iter(transaction.cursor(databases["producer_lanes"])))
-        tables.garbage = tuple(
-            keys.TOPIC_ID.unpack(key)[0] for key, _ in transaction.cursor(databases["garbage"])
-        )
     return tables
 
 
-def _discard(path: Path, reason: str) -> None:
+def _discard(path: Path, reason: str, restore: Callable[[Path], object] | None) -> None:
     _logger.warning("state discarded, to be rebuilt from the log path=%s reason=%s", path, reason)
     for name in (DATA_FILE, LOCK_FILE):
         (path / name).unlink(missing_ok=True)
+    if restore is not None:
+        restore(path)

@@ -71,6 +71,11 @@ class TailCache:
         del self._entries[keep:]
         del self._starts[keep:]
 
+    def drop_before(self, index: int) -> None:
+        """Drops all entries before this one."""
+        while len(self) and self.first_index < index:
+            self._evict()
+
     def clear(self) -> None:
         """Drops everything."""
         self._entries.clear()

@@ -77,6 +77,7 @@ class InfoProcessor:
             "appliedIndex": raft.applied_index,
             "durableIndex": raft.durable_index,
             "logBytes": log.size_bytes,
+            "retainedOffset": store.retained_offset,
             "diskFull": context.gate.is_disk_full,
             "pid": context.pid,
             "topicCount": len(store.topics),

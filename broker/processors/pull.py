@@ -323,6 +323,10 @@ class PullProcessor:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
         offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
+        if self._context.log.last_index < store.applied_index and start < offset_max:
+            # A snapshot was installed here, and the log has not reached it yet.
+            status = "OFFSET_OVERFLOW_ONE"
+            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, offset_max)
         target = self._resets.target((pull.group, pull.topic_id, pull.queue_id))
         if target is not None and target != start:
             moved = ResponseCode.PULL_OFFSET_MOVED

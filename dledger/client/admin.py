@@ -55,6 +55,8 @@ from dledger.remoting.headers import (
     GetTopicConfigHeader,
     QueryMessageHeader,
     QueryTopicConsumersHeader,
+    TransferLeaderHeader,
+    TransferLeaderResponse,
     ViewMessageHeader,
 )
 from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHeader
@@ -497,6 +499,21 @@ class AsyncAdmin:
         """Returns what one replica says of itself, as text by name."""
         response = await self._call_address(address, RequestCode.GET_BROKER_RUNTIME_INFO)
         return decode_kv_table(response.body)
+
+    async def transfer_leader(self, broker_name: str, replica_id: str | None = None) -> str:
+        """Hands the leadership of a broker group to one of its replicas.
+
+        Args:
+            broker_name: The group.
+            replica_id: The replica; by default any that has the whole log.
+
+        Returns:
+            The replica that leads now; empty if the old leader does not know it yet.
+        """
+        await self._groups([broker_name])
+        header = TransferLeaderHeader(replica_id=replica_id or "")
+        answer = await self._session.call_leader(broker_name, RequestCode.TRANSFER_LEADER, header)
+        return answer.header(TransferLeaderResponse).replica_id
 
     # --- inside -------------------------------------------------------------------------------
 

@@ -190,6 +190,10 @@ class Admin:
         """Returns all broker groups with their addresses; id 0 is the leader."""
         return self._loop.run(self._inner.cluster())
 
+    def transfer_leader(self, broker_name: str, replica_id: str | None = None) -> str:
+        """Hands the leadership of a broker group over. See `AsyncAdmin.transfer_leader`."""
+        return self._loop.run(self._inner.transfer_leader(broker_name, replica_id))
+
     def broker_runtime_info(self, address: str) -> dict[str, str]:
         """Returns what one replica says of itself, as text by name."""
         return self._loop.run(self._inner.broker_runtime_info(address))

@@ -19,9 +19,9 @@ quorum, the command queue. What is replaced here, each by one method, and why
 Durability: a follower confirms an entry when it is durable here; the leader counts a confirmation
 only as far as its own log is durable, because the library always counts the leader itself.
 
-Also here: pre-vote, a bounded window to each follower instead of the library's unbounded sends,
-and application in bounded turns. pysyncobj is pinned exactly; `check_upstream` fails loudly if a
-private member that we rely on is gone.
+Also here: a bounded window to each follower instead of the library's unbounded sends, and
+application in bounded turns. Pre-vote and the transfer of leadership are in `elections`. pysyncobj
+is pinned exactly; `check_upstream` fails loudly if a private member that we rely on is gone.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ import random as random_module
 from collections.abc import Sequence
 from typing import Any
 
-from pysyncobj import SyncObj
 from pysyncobj.node import Node
 
 from dledger.clock import Clock
 from dledger.errors import DiskFullError, InvariantError, invariant
+from dledger.raft.catch_up import CatchUp, IncomingSnapshot, OutgoingSnapshot
 from dledger.raft.config import RaftConfig
 from dledger.raft.matching import check_sequence, entries_not_held, first_doubtful
 from dledger.raft.progress import Progress
@@ -57,10 +57,8 @@ logger = logging.getLogger(__name__)
 NO_OP_BYTES = 64  # room that a no-op record needs at most
 
 
-class Engine(SyncObj):  # type: ignore[misc]
+class Engine(CatchUp):
     """One replica's consensus. Driven by `tick` and `receive`; owns no thread, socket or timer."""
-
-    _SyncObj__raftElectionDeadline: float
 
     def __init__(
         self,
@@ -89,6 +87,8 @@ class Engine(SyncObj):  # type: ignore[misc]
         self._pre_votes: set[str] | None = None
         self._peers = {peer_id: Peer(peer_id) for peer_id in sorted(peer_ids)}
         self._commit_told = 0
+        self._outgoing: dict[str, OutgoingSnapshot] = {}
+        self._incoming: IncomingSnapshot | None = None
         engine_clock.set(clock)
         super().__init__(
             Peer(replica_id),
@@ -101,17 +101,24 @@ class Engine(SyncObj):  # type: ignore[misc]
         self.conf.onStateChanged = self._state_changed
         self._poller = NullPoller()
 
-    def restore(self, applied_index: int) -> None:
-        """Starts from the state machine's durable applied index; nothing is applied twice."""
+    def restore(self, applied_index: int, catch_up_index: int = 0) -> None:
+        """Starts from the state machine's durable applied index; nothing is applied twice.
+
+        Args:
+            applied_index: Of the state machine.
+            catch_up_index: How far the state machine may be ahead of the log.
+        """
         applied = max(1, applied_index)
         invariant(
-            applied <= self._log.last_index,
+            applied <= max(self._log.last_index, catch_up_index),
             "the state machine is ahead of the log",
             applied_index=applied,
             last_index=self._log.last_index,
         )
         self._SyncObj__raftLastApplied = applied
-        self._SyncObj__raftCommitIndex = applied
+        # After the installation of a snapshot the log follows until it has reached the state; what
+        # it holds before that is committed.
+        self._SyncObj__raftCommitIndex = min(applied, self._log.last_index)
 
     # --- what the node calls ---------------------------------------------------------------
 
@@ -209,6 +216,10 @@ class Engine(SyncObj):  # type: ignore[misc]
         no_op = self._SyncObj__noopIDx
         return no_op is not None and self._SyncObj__raftLastApplied >= no_op
 
+    def peer_ids(self) -> list[str]:
+        """Returns the other replicas."""
+        return list(self._peers)
+
     def commit_index(self) -> int:
         """Returns the highest index known to be committed."""
         return int(self._SyncObj__raftCommitIndex)
@@ -220,101 +231,12 @@ class Engine(SyncObj):  # type: ignore[misc]
                 "match_index": int(self._SyncObj__raftMatchIndex.get(self._peers[peer_id], 0)),
                 "next_index": int(self._SyncObj__raftNextIndex.get(self._peers[peer_id], 0)),
                 "in_flight_bytes": progress.in_flight_bytes,
+                "connected": int(self._peers[peer_id] in self._SyncObj__connectedNodes),
             }
             for peer_id, progress in self._progress.items()
         }
 
-    # --- elections -------------------------------------------------------------------------
-
-    def _campaign_if_due(self) -> None:
-        """Holds a pre-vote before the library may raise the term (defect 8).
-
-        Without it a replica that was cut off comes back with a higher term and deposes a healthy
-        leader.
-        """
-        now = self._clock.monotonic()
-        if self._SyncObj__raftElectionDeadline >= now or self._SyncObj__transferInProgress:
-            return
-        if not self._peers or not self._SyncObj__connectedNodes:
-            return
-        # A pre-vote changes nothing, so it may be repeated soon when there is no leader to disturb:
-        # the others may notice a little later that its connection was closed.
-        leader_gone = self._last_leader_contact == float("-inf")
-        self._SyncObj__raftElectionDeadline = now + (
-            self._short_delay() if leader_gone else self._SyncObj__generateRaftTimeout()
-        )
-        self._pre_votes = set()
-        for peer_id in self._peers:
-            self._host.send(
-                peer_id,
-                {
-                    "type": "pre_vote",
-                    "term": self._SyncObj__raftCurrentTerm + 1,
-                    "last_log_index": self._log.last_index,
-                    "last_log_term": self._log.last_term,
-                },
-            )
-
-    def _on_pre_vote(self, node: Node, message: dict[str, Any]) -> None:
-        current = self._SyncObj__raftCurrentTerm
-        theirs = (message["last_log_term"], message["last_log_index"])
-        silence = self._clock.monotonic() - self._last_leader_contact
-        granted = (
-            message["term"] > current
-            and theirs >= (self._log.last_term, self._log.last_index)
-            and self._SyncObj__raftState != LEADER
-            and silence * 1000 >= self._config.election_timeout_min_ms
-        )
-        self._host.send(
-            node.id,
-            {
-                "type": "pre_vote_response",
-                "term": message["term"],
-                "current_term": current,
-                "granted": granted,
-            },
-        )
-
-    def _on_pre_vote_response(self, node: Node, message: dict[str, Any]) -> None:
-        if self._SyncObj__raftState == LEADER:
-            return
-        if message["current_term"] > self._SyncObj__raftCurrentTerm:
-            self._step_down(message["current_term"])
-            return
-        if (
-            self._pre_votes is None
-            or not message["granted"]
-            or message["term"] != self._SyncObj__raftCurrentTerm + 1
-        ):
-            return
-        self._pre_votes.add(node.id)
-        if (len(self._pre_votes) + 1) * 2 > len(self._peers) + 1:
-            self._pre_votes = None
-            self._SyncObj__raftElectionDeadline = float("-inf")
-            self._onTick(0)
-            self._host.wake()
-
-    def _step_down(self, term: int) -> None:
-        """Enters a later term as a follower without a leader."""
-        self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(FOLLOWER)
-        self._SyncObj__raftLeader = None
-        self._pre_votes = None
-        self._host.state_changed()
-
-    def _state_changed(self, _old: int, _new: int) -> None:
-        self._pre_votes = None
-        self._host.state_changed()
-
-    def _SyncObj__generateRaftTimeout(self) -> float:
-        config = self._config
-        return (
-            self._random.uniform(config.election_timeout_min_ms, config.election_timeout_max_ms)
-            / 1000
-        )
-
-    def _short_delay(self) -> float:
-        return self._random.uniform(0.005, self._config.reset_election_max_ms / 1000)
+    # --- leading ---------------------------------------------------------------------------
 
     def _SyncObj__onBecomeLeader(self) -> None:
         try:
@@ -329,6 +251,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         for progress in self._progress.values():
             progress.last_progress = now
         self._ack = None
+        self._drop_outgoing()
         self._commit_told = 0
         super()._SyncObj__onBecomeLeader()
         self._log.request_sync()
@@ -346,7 +269,15 @@ class Engine(SyncObj):  # type: ignore[misc]
             self._on_pre_vote(node, message)
         elif type_ == "pre_vote_response":
             self._on_pre_vote_response(node, message)
-        elif type_ in ("request_vote", "response_vote", "timeout_now"):
+        elif type_ == "snapshot_piece":
+            self._on_snapshot_piece(node, message)
+        elif type_ == "snapshot_end":
+            self._on_snapshot_end(node, message)
+        elif type_ == "snapshot_reply":
+            self._on_snapshot_reply(node, message)
+        elif type_ == "timeout_now":
+            self._on_timeout_now(node, message)
+        elif type_ in ("request_vote", "response_vote"):
             super()._SyncObj__onMessageReceived(node, message)
             self._host.state_changed()
             self._host.wake()
@@ -383,6 +314,7 @@ class Engine(SyncObj):  # type: ignore[misc]
             )
         if not self._SyncObj__transferInProgress:
             self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
+        self._drop_outgoing()
         changed = self._SyncObj__raftLeader != node
         self._SyncObj__raftLeader = node
         self._SyncObj__setState(FOLLOWER)
@@ -501,14 +433,16 @@ class Engine(SyncObj):  # type: ignore[misc]
         if progress is None:
             return
         now = self._clock.monotonic()
-        self._SyncObj__lastResponseTime[node] = now
-        progress.round = max(progress.round, message["round"])
+        self._heard_from(node, message["round"], now)
         if message["success"]:
             self._on_success(node, progress, message["next_node_idx"] - 1, now)
         elif message["reset"] and message["session"] == progress.session:
             match = self._SyncObj__raftMatchIndex[node]
             progress.restart(now)
-            self._SyncObj__raftNextIndex[node] = max(match + 1, message["next_node_idx"])
+            next_index = max(match + 1, message["next_node_idx"])
+            self._SyncObj__raftNextIndex[node] = next_index
+            if self._needs_snapshot(node, next_index):
+                self._pump_snapshot(node)
         self._send_to(node)
         self._host.wake()
 
@@ -537,6 +471,8 @@ class Engine(SyncObj):  # type: ignore[misc]
         confirmed = max(progress.acked, self._SyncObj__raftMatchIndex[node])
         if confirmed:
             self._SyncObj__raftNextIndex[node] = confirmed + 1
+        if node.id in self._outgoing:
+            self._outgoing[node.id].restart(self._clock.monotonic())
 
     def _SyncObj__sendAppendEntries(self) -> None:
         now = self._clock.monotonic()
@@ -546,6 +482,9 @@ class Engine(SyncObj):  # type: ignore[misc]
             if peer not in self._SyncObj__connectedNodes:
                 continue
             progress = self._progress[peer_id]
+            if peer_id in self._outgoing:
+                self._pump_snapshot(peer, heartbeat=True)
+                continue
             if progress.in_flight and self._is_stalled(peer_id, progress, now):
                 self._restart_sending(peer)
             if not self._send_to(peer):
@@ -560,7 +499,7 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _send_to(self, node: Node) -> bool:
         """Sends entries as far as the follower's window allows; False if none was due."""
-        if node not in self._SyncObj__connectedNodes:
+        if node not in self._SyncObj__connectedNodes or node.id in self._outgoing:
             return False
         progress = self._progress[node.id]
         sent = False
@@ -575,15 +514,17 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _send_append(self, node: Node, progress: Progress, *, entries: bool) -> bool:
         log = self._log
+        if self._SyncObj__raftNextIndex[node] <= log.first_index and log.first_index > 1:
+            # What it needs next was dropped here meanwhile.
+            self._ask_floor(node)
         next_index = self._SyncObj__raftNextIndex[node]
-        if not entries:
+        if not entries and progress.acked >= log.first_index:
             # A heartbeat names an entry that the follower is known to have, if there is one.
-            next_index = (progress.acked or next_index - 1) + 1
+            next_index = progress.acked + 1
         previous_term = log.term_at(next_index - 1)
-        if previous_term is None:
-            # Needs entries that this log no longer holds.
-            logger.warning("follower %s needs entry %d, not held", node.id, next_index - 1)
-            return False
+        invariant(
+            previous_term is not None, "the leader's log lacks an entry", index=next_index - 1
+        )
         message: dict[str, Any] = {
             "type": "append_entries",
             "term": self._SyncObj__raftCurrentTerm,

@@ -32,6 +32,8 @@ def first_doubtful(log: LogStorage, previous: int, commit_index: int) -> int:
     """
     if previous > log.last_index:
         return log.last_index + 1
+    if previous < log.first_index:
+        return max(commit_index + 1, 2)  # what was dropped here was committed
     floor = max(commit_index + 1, previous - CONFLICT_SCAN_MAX, 2)
     conflicting = log.term_at(previous)
     index = previous

@@ -47,6 +47,23 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "pre_vote": {"term": int, "last_log_index": int, "last_log_term": int},
     "pre_vote_response": {"term": int, "current_term": int, "granted": bool},
     "timeout_now": {"term": int},
+    "snapshot_piece": {
+        "term": int,
+        "round": int,
+        "applied_index": int,
+        "size": int,
+        "crc": int,
+        "position": int,
+        "piece_crc": int,
+    },
+    "snapshot_end": {"term": int, "round": int, "applied_index": int, "crc": int},
+    "snapshot_reply": {
+        "term": int,
+        "round": int,
+        "applied_index": int,
+        "position": int,
+        "first_index": int,
+    },
 }
 
 _encode = msgspec.msgpack.Encoder().encode

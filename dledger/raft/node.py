@@ -19,12 +19,15 @@ from dledger.errors import (
     DiskFullError,
     DLedgerError,
     FlowControlError,
+    InvalidParameterError,
     InvariantError,
     LeadershipLostError,
     NotLeaderError,
     ProposalRejectedError,
     ProtocolError,
+    RemoteProtocolError,
     StoreError,
+    TransferFailedError,
 )
 from dledger.model import Role
 from dledger.raft.config import RaftConfig
@@ -35,9 +38,13 @@ from dledger.raft.protocols import (
     ProposalCallback,
     RaftListener,
     RaftTransport,
+    SnapshotExchange,
+    SnapshotReader,
+    SnapshotWriter,
     StampedCommand,
     StateMachine,
 )
+from dledger.raft.transfer import Transfer
 from dledger.raft.upstream import CANDIDATE, LEADER
 
 logger = logging.getLogger(__name__)
@@ -45,6 +52,7 @@ logger = logging.getLogger(__name__)
 TICK_MIN_S = 0.002
 TICK_MAX_S = 0.1
 APPLY_RETRY_S = 0.5
+TRANSFER_TIMEOUT_S = 2.0
 
 
 class _Proposal:
@@ -76,6 +84,7 @@ class RaftNode:
         random: random_module.Random,
         on_fatal: Callable[[BaseException], None],
         engine_class: type[Engine] = Engine,
+        snapshots: SnapshotExchange | None = None,
     ) -> None:
         """Prepares a node; `start` brings it to life.
 
@@ -90,6 +99,8 @@ class RaftNode:
             random: Chance for election timeouts.
             on_fatal: Called once when the node must not go on (a failed disk, a broken
                 invariant). The node has stopped taking part by then.
+            snapshots: For followers that need entries which a leader no longer holds; a group
+                whose logs keep everything needs none.
             engine_class: For the fault-injection harness, which plants faults in subclasses.
         """
         self.replica_id = replica_id
@@ -99,10 +110,12 @@ class RaftNode:
         self._transport = transport
         self._clock = clock
         self._on_fatal = on_fatal
+        self._snapshots = snapshots
         self._listeners: list[RaftListener] = []
         self._pending: deque[_Proposal] = deque()
         self._pending_bytes = 0
         self._barriers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._transfer: Transfer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tick_scheduled = False
@@ -112,7 +125,8 @@ class RaftNode:
         self._apply_blocked_until = 0.0
         self._apply_error: DiskFullError | None = None  # why committed entries wait
         self._engine = engine_class(replica_id, list(peer_ids), config, log, self, clock, random)
-        self._engine.restore(machine.applied_index)
+        catch_up_index = 0 if snapshots is None else snapshots.catch_up_index
+        self._engine.restore(machine.applied_index, catch_up_index)
 
     # --- life ------------------------------------------------------------------------------
 
@@ -136,12 +150,17 @@ class RaftNode:
         """Stops as a killed process does: nobody is told anything."""
         self._stopped = True
         self._disarm()
+        self._engine.close_snapshots()
 
     def _halt(self, error: DLedgerError) -> None:
         self._stopped = True
         self._disarm()
+        self._engine.close_snapshots()
         self._fail_pending(error)
         self._fail_barriers(error)
+        if self._transfer is not None:
+            self._transfer.abandon()
+            self._transfer = None
         if self._serving_term is not None:
             self._serving_term = None
             for listener in self._listeners:
@@ -182,10 +201,18 @@ class RaftNode:
 
     @property
     def is_serving(self) -> bool:
-        """Whether this replica leads and has applied everything committed before its term."""
+        """Whether this replica leads and has applied everything committed before its term.
+
+        Not while it hands the leadership over: what only a leader may do then waits for the next.
+        """
         # A message may have deposed this leader a moment before the listeners hear of it.
         engine, term = self._engine, self._serving_term
-        return term is not None and engine.raft_state() == LEADER and engine.raft_term() == term
+        return (
+            term is not None
+            and self._transfer is None
+            and engine.raft_state() == LEADER
+            and engine.raft_term() == term
+        )
 
     @property
     def commit_index(self) -> int:
@@ -286,6 +313,40 @@ class RaftNode:
         self.wake()
         await future
 
+    async def transfer_leadership(
+        self, target: str | None = None, *, timeout_s: float = TRANSFER_TIMEOUT_S
+    ) -> str | None:
+        """Hands the leadership to a follower that has the whole log.
+
+        Args:
+            target: The follower; any one that is ready if None.
+            timeout_s: For all of it. Meanwhile nothing can be proposed here.
+
+        Returns:
+            The new leader, this replica if it is the target; None if it is not known yet.
+
+        Raises:
+            NotLeaderError: This replica does not serve.
+            InvalidParameterError: `target` is not in the group.
+            TransferFailedError: Nobody was ready, or one is under way already; this leader goes on.
+            CommitTimeoutError: The follower was asked but did not take over in time; it still may.
+        """
+        if self._stopped or (not self.is_serving and self._transfer is None):
+            raise NotLeaderError(self.leader_id, self.term)
+        if self._transfer is not None:
+            raise TransferFailedError("the leadership is being handed over already")
+        if target == self.replica_id:
+            return target
+        peers = self._engine.peer_ids()
+        if target is not None and target not in peers:
+            raise InvalidParameterError(f"{target} is not a replica of this group")
+        candidates = peers if target is None else [target]
+        deadline = self._clock.monotonic() + timeout_s
+        transfer = self._transfer = Transfer(candidates, self.term, deadline)
+        logger.info("handing the leadership over: term=%d target=%s", self.term, target or "any")
+        self.wake()
+        return await transfer.result
+
     # --- the engine's host ------------------------------------------------------------------
 
     def send(self, peer_id: str, message: dict[str, Any]) -> bool:
@@ -327,6 +388,41 @@ class RaftNode:
         else:
             error = ProposalRejectedError("another leader's entry took the place; not stored")
             proposal.callback(None, error)
+
+    def open_snapshot(self) -> SnapshotReader | None:
+        """Returns the newest snapshot of the state, None if there is none."""
+        return None if self._snapshots is None else self._snapshots.open_newest()
+
+    def receive_snapshot(self, applied_index: int, size_bytes: int, crc: int) -> SnapshotWriter:
+        """Begins to receive a snapshot."""
+        if self._snapshots is None:
+            raise RemoteProtocolError("a snapshot for a replica that takes none")
+        return self._snapshots.receive(applied_index, size_bytes, crc)
+
+    def install_snapshot(
+        self,
+        writer: SnapshotWriter,
+        record: bytes,
+        done: Callable[[DLedgerError | None], None],
+    ) -> None:
+        """Replaces log and state by a received snapshot and the first entry of a log."""
+        if self._snapshots is None:
+            raise RemoteProtocolError("a snapshot for a replica that takes none")
+        engine = self._engine
+
+        def installed(applied_index: int | None, error: DLedgerError | None) -> None:
+            if self._stopped:
+                return
+            if error is None and applied_index is not None:
+                engine.installed(applied_index)
+                logger.info("snapshot installed: applied_index=%d", applied_index)
+            elif isinstance(error, StoreError) and not isinstance(error, DiskFullError):
+                self._fatal(error)
+                return
+            done(error)
+            self.wake()
+
+        self._snapshots.install(writer, record, lambda: engine.may_install(record), installed)
 
     def state_changed(self) -> None:
         """Looks at role and leader after the current call has finished."""
@@ -385,6 +481,7 @@ class RaftNode:
         self._follow_leadership()
         self._expire()
         self._release_barriers()
+        self._advance_transfer()
         self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -419,6 +516,15 @@ class RaftNode:
             logger.info("serving as leader: term=%d applied_index=%d", term, self.applied_index)
             for listener in self._listeners:
                 listener.on_serving(term)
+
+    def _advance_transfer(self) -> None:
+        transfer = self._transfer
+        if transfer is None:
+            return
+        is_settled = not self._pending and self.commit_index == self._log.last_index
+        now = self._clock.monotonic()
+        if transfer.advance(self._engine, self.replica_id, now, is_settled=is_settled):
+            self._transfer = None
 
     def _fail_pending(self, error: DLedgerError) -> None:
         pending, self._pending = self._pending, deque()

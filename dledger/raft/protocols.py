@@ -220,6 +220,89 @@ class RaftTransport(Protocol):
         ...
 
 
+class SnapshotReader(Protocol):
+    """A complete snapshot of the state, being sent. It never changes."""
+
+    @property
+    def applied_index(self) -> int:
+        """The entry that it is the state after."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        ...
+
+    @property
+    def crc(self) -> int:
+        """Its CRC-32."""
+        ...
+
+    def read(self, position: int, size_bytes: int) -> bytes:
+        """Returns a piece; shorter only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it."""
+        ...
+
+
+class SnapshotWriter(Protocol):
+    """A snapshot being received."""
+
+    @property
+    def position(self) -> int:
+        """Bytes stored so far."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Stores the next piece. Raises DiskFullError with the piece not stored."""
+        ...
+
+    def abort(self) -> None:
+        """Throws away what was received."""
+        ...
+
+
+class SnapshotExchange(Protocol):
+    """The snapshots of one replica, as the replicated log uses them. On the event loop."""
+
+    @property
+    def catch_up_index(self) -> int:
+        """How far the state may be ahead of the log, which still follows; 0: not at all."""
+        ...
+
+    def open_newest(self) -> SnapshotReader | None:
+        """Returns the newest snapshot, None if there is none."""
+        ...
+
+    def receive(self, applied_index: int, size_bytes: int, crc: int) -> SnapshotWriter:
+        """Begins to receive one; an earlier unfinished one is given up."""
+        ...
+
+    def install(
+        self,
+        writer: SnapshotWriter,
+        record: bytes,
+        may_install: Callable[[], bool],
+        done: Callable[[int | None, DLedgerError | None], None],
+    ) -> None:
+        """Replaces log and state: the log by one that begins with `record`.
+
+        Args:
+            writer: Holds a whole snapshot.
+            record: The first entry of the new log, as stored.
+            may_install: Asked right before the change; if it says no, nothing is changed.
+            done: Called with the applied index of the state as it is then, or with an error and
+                nothing changed.
+
+        Raises, here or as a failure of the replica: StoreError if the disk failed.
+
+        Durability: a crash at any moment leaves the old log and state or the new ones.
+        """
+        ...
+
+
 class EngineHost(Protocol):
     """The node around the engine."""
 
@@ -237,6 +320,23 @@ class EngineHost(Protocol):
 
     def state_changed(self) -> None:
         """Role, term or leader may have changed."""
+        ...
+
+    def open_snapshot(self) -> SnapshotReader | None:
+        """Returns the newest snapshot of the state, None if there is none."""
+        ...
+
+    def receive_snapshot(self, applied_index: int, size_bytes: int, crc: int) -> SnapshotWriter:
+        """Begins to receive a snapshot."""
+        ...
+
+    def install_snapshot(
+        self,
+        writer: SnapshotWriter,
+        record: bytes,
+        done: Callable[[DLedgerError | None], None],
+    ) -> None:
+        """Replaces log and state by a received snapshot and the first entry of a log."""
         ...
 
     def wake(self) -> None:

@@ -501,6 +501,18 @@ class AddWritePermissionResponse(Struct, kw_only=True):
     topic_count: Int32 = field(name="addTopicCount")
 
 
+class TransferLeaderHeader(Struct, kw_only=True):
+    """TRANSFER_LEADER: to which replica; to any that is ready if empty."""
+
+    replica_id: str = field(name="replicaId", default="")
+
+
+class TransferLeaderResponse(Struct, kw_only=True):
+    """Who leads now; empty if that is not known yet."""
+
+    replica_id: str = field(name="replicaId", default="")
+
+
 # The header of each request; `None` where a request has no fields of its own.
 REQUEST_HEADERS: MappingProxyType[RequestCode, type[Struct] | None] = MappingProxyType(
     {
@@ -556,6 +568,7 @@ REQUEST_HEADERS: MappingProxyType[RequestCode, type[Struct] | None] = MappingPro
         RequestCode.QUERY_DATA_VERSION: QueryDataVersionHeader,
         RequestCode.WIPE_WRITE_PERM_OF_BROKER: WritePermissionHeader,
         RequestCode.ADD_WRITE_PERM_OF_BROKER: WritePermissionHeader,
+        RequestCode.TRANSFER_LEADER: TransferLeaderHeader,
     }
 )
 

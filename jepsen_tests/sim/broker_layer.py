@@ -20,8 +20,10 @@ from typing import Any
 
 from broker.config import BrokerConfig, LimitsSection, ReplicaConfig, StoreSection, TimingSection
 from broker.context import BrokerContext
+from broker.maintenance import InlineMaintenance
 from broker.server import Broker
 from broker.state_machine import BrokerStateMachine
+from broker.stores import Stores
 from dledger.client.config import ProducerConfig, PullConsumerConfig, SessionConfig
 from dledger.client.producer import AsyncProducer
 from dledger.client.pull_consumer import AsyncPullConsumer
@@ -36,7 +38,6 @@ from jepsen_tests.sim.raft_layer import Listener
 from jepsen_tests.sim.world import LivenessError, World, definite
 from nameserver.server import NameserverConfig, NameserverServer
 from store.commit_log import CommitLog
-from store.state_store import StateStore
 
 TOPIC = "sim"
 BROKER_NAME = "broker-a"
@@ -84,25 +85,27 @@ class SimulatedBroker(Broker):
                 host.clock, pid=host.incarnation, ip=host.address, random_bytes=random.randbytes
             ),
             engine_class=world.engine_class,
+            maintenance=InlineMaintenance(),
         )
         self.world = world
         self.host = host
-        self.opened: tuple[CommitLog, StateStore] | None = None
+        self.opened: Stores | None = None
 
-    def _open_stores(self) -> tuple[CommitLog, StateStore]:
+    def _open_stores(self) -> Stores:
         self.opened = super()._open_stores()
         process = self.host.process
-        self.world.oracle.watch(process.name if process else self.host.name, self.opened[0])
+        self.world.oracle.watch(process.name if process else self.host.name, self.opened.log)
         return self.opened
 
     def _connect(self, context: BrokerContext, *parts: Any) -> Any:
         context.pid = self.host.incarnation  # shown to clients, so it must be the seed's
         return super()._connect(context, *parts)
 
-    def _make_raft(self, log: CommitLog, machine: Any) -> RaftNode:
+    def _make_raft(self, log: CommitLog, machine: Any, installer: Any) -> RaftNode:
         process = self.host.process
         name = process.name if process else self.host.name
-        node = super()._make_raft(log, ObservedMachine(machine, self.world, name))  # type: ignore[arg-type]
+        observed: Any = ObservedMachine(machine, self.world, name)
+        node = super()._make_raft(log, observed, installer)
         node.add_listener(Listener(self.world, self.host, node, log))
         return node
 
@@ -131,7 +134,7 @@ class BrokerServer:
     def close_files(self) -> None:
         """Closes LMDB without syncing, as the death of the process would."""
         if self.broker is not None and self.broker.opened is not None:
-            self.broker.opened[1].close(clean=False)
+            self.broker.opened.store.close(clean=False)
 
 
 def state_directory(world: World) -> Path:

@@ -93,6 +93,7 @@ def test_who_asks_not_to_be_forwarded_gets_the_leaders_address(tmp_path):
         async with broker_group(tmp_path) as brokers:
             leader = await serving_leader(brokers)
             follower = next(b for b in brokers.values() if b is not leader)
+            await eventually(lambda: follower.raft.leader_id, "the follower knows the leader")
             client = TestClient(follower.address)
             for ext in ({"dlNoForward": "1"}, {"dlForwarded": "1"}):
                 answer = await client.send("t", b"x", ext=ext)

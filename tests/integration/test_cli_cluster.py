@@ -317,3 +317,13 @@ def test_demo() -> None:
     assert result["consumed"] == 4000
     assert result["leader_before"] != result["leader_after"]
     assert result["failover_ms"] > 0
+
+
+def test_the_leadership_moves_on_request(cluster: LocalCluster) -> None:
+    old = cluster.leader()
+    target = next(replica.id for _, replica in cluster.layout.replicas() if replica.id != old)
+    nameserver = cluster.layout.nameserver_addresses
+    said = dledger("group", "transfer-leader", "broker-a", target, "--json", nameserver=nameserver)
+    assert json.loads(said) == {"group": "broker-a", "leader": target}
+    until(lambda: cluster.leader() == target)
+    dledger("group", "transfer-leader", "broker-z", nameserver=nameserver, code=1)

@@ -21,11 +21,16 @@ from tests.support.virtual_loop import run_virtual
 SECONDS = 12.0
 
 
-async def faults(group: RaftGroup, chance: random.Random, until: float) -> None:
+KINDS = ["crash", "power", "isolate", "one-way", "heal", "leader", "all"]
+
+
+async def faults(
+    group: RaftGroup, chance: random.Random, until: float, kinds: list[str] = KINDS
+) -> None:
     """Orders one fault after another; never more than a minority is down at a time."""
     while group.loop.time() < until:
         await asyncio.sleep(chance.uniform(0.05, 0.6))
-        fault = chance.choice(["crash", "power", "isolate", "one-way", "heal", "leader", "all"])
+        fault = chance.choice(kinds)
         leader = group.leader()
         victim = chance.choice(sorted(group.nodes))
         if fault == "leader" and leader is not None:

@@ -29,10 +29,11 @@ class MemoryLog:
     """`LogStorage` over a list. `sync_delay_s=None` makes entries durable only by `sync()`."""
 
     record_header_bytes = HEADER.size
-    first_index = 1
 
     def __init__(self, sync_delay_s: float | None = 0.0) -> None:
         self.entries: list[MemoryEntry] = []
+        self.first_index = 1
+        self.offset_min = 0
         self.durable_index = 0
         self.term = 0
         self.voted_for: str | None = None
@@ -46,7 +47,7 @@ class MemoryLog:
 
     @property
     def last_index(self) -> int:
-        return len(self.entries)
+        return self.first_index - 1 + len(self.entries)
 
     @property
     def last_term(self) -> int:
@@ -54,10 +55,11 @@ class MemoryLog:
 
     @property
     def offset_end(self) -> int:
-        return sum(len(entry.record) for entry in self.entries)
+        return self.offset_min + sum(len(entry.record) for entry in self.entries)
 
     def term_at(self, index: int) -> int | None:
-        return self.entries[index - 1].term if 1 <= index <= len(self.entries) else None
+        held = self.first_index <= index <= self.last_index
+        return self.entries[index - self.first_index].term if held else None
 
     def reserve(self, size_bytes: int) -> None:
         if self.full:
@@ -85,11 +87,12 @@ class MemoryLog:
         return out
 
     def read_entries(self, first: int, count_max: int, bytes_max: int) -> list[MemoryEntry]:
-        return self.entries[first - 1 : first - 1 + count_max]
+        at = first - self.first_index
+        return self.entries[at : at + count_max] if at >= 0 else []
 
     def read_records(self, first: int, bytes_max: int) -> tuple[list[bytes], int]:
         out, size, index = [], 0, first - 1
-        for item in self.entries[first - 1 :]:
+        for item in self.entries[first - self.first_index :] if first >= self.first_index else []:
             if out and size + len(item.record) > bytes_max:
                 break
             out.append(item.record)
@@ -99,8 +102,22 @@ class MemoryLog:
 
     def truncate_from(self, index: int) -> None:
         self.truncations.append((index, self.last_index))
-        del self.entries[index - 1 :]
+        del self.entries[index - self.first_index :]
         self.durable_index = min(self.durable_index, index - 1)
+
+    def drop_before(self, index: int) -> None:
+        """What retention does; at least one entry stays."""
+        index = min(index, self.last_index)
+        dropped = self.entries[: max(0, index - self.first_index)]
+        self.offset_min += sum(len(item.record) for item in dropped)
+        del self.entries[: len(dropped)]
+        self.first_index += len(dropped)
+
+    def reset_to(self, record: bytes, offset: int) -> None:
+        """What the installation of a snapshot does."""
+        self.entries = self.decode_records(memoryview(record))
+        self.first_index = self.durable_index = self.entries[0].index
+        self.offset_min = offset
 
     def save_vote(self, term: int, voted_for: str | None) -> None:
         self.term, self.voted_for = term, voted_for
@@ -138,7 +155,7 @@ class MemoryLog:
 
     def lose_unsynced(self) -> None:
         """What a power cut does."""
-        del self.entries[self.durable_index :]
+        del self.entries[self.durable_index - self.first_index + 1 :]
 
     def fail(self, error: StoreError) -> None:
         for callback in self._failure:

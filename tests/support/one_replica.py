@@ -15,6 +15,7 @@ from dledger.raft.config import RaftConfig
 from dledger.raft.engine import Engine
 from dledger.raft.upstream import LEADER, engine_clock
 from tests.support.memory_log import ListMachine, MemoryLog, entry
+from tests.support.memory_snapshots import Writer
 
 Message = dict[str, Any]
 
@@ -156,6 +157,15 @@ class OurReplica:
 
     def wake(self) -> None:
         pass
+
+    def open_snapshot(self) -> None:
+        return None
+
+    def receive_snapshot(self, applied_index: int, size_bytes: int, crc: int) -> Writer:
+        return Writer(applied_index, size_bytes, crc)
+
+    def install_snapshot(self, writer: Any, record: bytes, done: Any) -> None:
+        raise AssertionError("not to be installed")
 
     # test
     def sync(self) -> None:

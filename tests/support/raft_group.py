@@ -12,6 +12,7 @@ from dledger.raft.engine import Engine
 from dledger.raft.memory_transport import MemoryNetwork, MemoryTransport
 from dledger.raft.node import RaftNode
 from tests.support.memory_log import ListMachine, MemoryLog
+from tests.support.memory_snapshots import MemorySnapshots
 from tests.support.virtual_loop import LoopClock
 
 
@@ -27,6 +28,7 @@ class RaftGroup:
         engine_class: type[Engine] = Engine,
         sync_delay_s: float | None = 0.001,
         delay_s: float = 0.001,
+        with_snapshots: bool = False,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.random = random.Random(seed)
@@ -37,6 +39,10 @@ class RaftGroup:
         self.ids = [f"r{number}" for number in range(size)]
         self.logs = {replica: MemoryLog(sync_delay_s) for replica in self.ids}
         self.machines = {replica: ListMachine() for replica in self.ids}
+        self.snapshots = {
+            replica: MemorySnapshots(self.logs[replica], self.machines[replica])
+            for replica in (self.ids if with_snapshots else ())
+        }
         self.nodes: dict[str, RaftNode] = {}
         self.transports: dict[str, MemoryTransport] = {}
         self.fatal: dict[str, BaseException] = {}
@@ -56,6 +62,7 @@ class RaftGroup:
                 random=random.Random(self.random.random()),
                 on_fatal=lambda error, replica=replica: self.fatal.__setitem__(replica, error),
                 engine_class=self.engine_class,
+                snapshots=self.snapshots.get(replica),
             )
             self.transports[replica] = transport
             self.nodes[replica] = node

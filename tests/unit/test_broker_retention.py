@@ -1,0 +1,177 @@
+"""Which segments go, and what the state keeps of what is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.commands import encode_put_topic, encode_trim_log, encode_trim_queues
+from broker.retention import DatedSegment, choose_boundary
+from broker.state_machine import BrokerStateMachine
+from dledger.errors import OffsetOutOfRangeError
+from dledger.model import TopicConfig
+from store import state_keys as keys
+from store.segment import SegmentFacts
+from store.state_store import StateStore
+
+HOUR = 3_600_000
+
+
+def segments(*newest_hours: float | None) -> list[DatedSegment]:
+    """One segment of 100 bytes and 10 entries for each age of its newest message in hours."""
+    return [
+        DatedSegment(
+            SegmentFacts(100 * n, 100 * n + 100, 10 * n + 1, 10 * n + 10),
+            None if hours is None else int((1000 - hours) * HOUR),
+        )
+        for n, hours in enumerate(newest_hours)
+    ]
+
+
+def boundary(found: list[DatedSegment], **changes: int) -> int | None:
+    values = {
+        "now_ms": 1000 * HOUR,
+        "retention_ms": 72 * HOUR,
+        "bytes_max": 0,
+        "bytes_short": 0,
+        "log_bytes": 100 * len(found) + 50,
+        "index_max": 1000,
+        **changes,
+    }
+    return choose_boundary(found, **values)
+
+
+@pytest.mark.parametrize(
+    ("ages", "changes", "expected"),
+    [
+        ([], {}, None),
+        ([71, 50, 1], {}, None),
+        ([100, 73, 71], {}, 200),
+        ([100, 73, 72.5], {}, 300),
+        # A segment without messages is as old as the next one.
+        ([None, 73, 1], {}, 200),
+        ([None, 1], {}, None),
+        ([None, None], {}, None),
+        # A gap in time (a slow clock) protects what is behind it.
+        ([100, 1, 100], {}, 100),
+        # Entries that something needs.
+        ([100, 100, 100], {"index_max": 20}, 100),
+        ([100, 100, 100], {"index_max": 21}, 200),
+        ([100, 100, 100], {"index_max": 0}, None),
+        # Bytes: 350 in all.
+        ([1, 1, 1], {"bytes_max": 350}, None),
+        ([1, 1, 1], {"bytes_max": 349}, 100),
+        ([1, 1, 1], {"bytes_max": 149}, 300),
+        ([1, 1, 1], {"bytes_max": 1}, 300),
+        ([1, 1, 1], {"bytes_short": 1}, 100),
+        ([1, 1, 1], {"bytes_short": 101}, 200),
+        ([1, 1, 1], {"bytes_short": 101, "index_max": 11}, 100),
+    ],
+)
+def test_choice(ages: list[float | None], changes: dict[str, int], expected: int | None) -> None:
+    assert boundary(segments(*ages), **changes) == expected
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[StateStore]:
+    made = StateStore.open(tmp_path, map_bytes=1 << 20, boot_id=lambda: "b")
+    yield made
+    made.close()
+
+
+class Entry:
+    record = b""
+    term = 1
+
+    def __init__(self, index: int, body: bytes) -> None:
+        self.index, self.body = index, body
+
+
+def apply(store: StateStore, *bodies: bytes) -> list[object]:
+    machine = BrokerStateMachine(store)
+    return machine.apply([Entry(store.applied_index + 1 + n, b) for n, b in enumerate(bodies)])
+
+
+def fill(store: StateStore, count: int) -> int:
+    """Appends messages of 100 bytes at physical offsets 0, 100, ... with a key each."""
+    apply(store, encode_put_topic(TopicConfig(name="t")))
+    topic = store.topic("t")
+    assert topic is not None
+    with store.write() as batch:
+        units = b"".join(keys.UNIT.pack(100 * n, 100, 0) for n in range(count))
+        batch.append_units(topic.topic_id, 0, 0, units)
+        for n in range(count):
+            stem = keys.key_stem(topic.topic_id, b"key", unique=False)
+            batch.put_keys(len(stem) + 8, stem + keys.KEY_TAIL.pack(100 * n, 5))
+        batch.set_applied(store.applied_index + 1, 1)
+    return topic.topic_id
+
+
+def no_ops(store: StateStore, count: int) -> None:
+    for _ in range(count):
+        apply(store, b"\x01")
+
+
+def pairs(store: StateStore, name: str) -> int:
+    return sum(1 for _ in store._range(name, b""))
+
+
+def test_minimums_rise_and_never_fall(store: StateStore) -> None:
+    topic_id = fill(store, 100)
+    apply(store, encode_trim_queues([(topic_id, 0, 40), (99, 0, 5), (topic_id, 7, 5)]))
+    assert store.queue_bounds(topic_id, 0) == (40, 100)
+    assert store.queue_bounds(topic_id, 7) == (0, 0)
+    with pytest.raises(OffsetOutOfRangeError):
+        store.read_units(topic_id, 0, 39, 1)
+    assert store.read_units(topic_id, 0, 40, 1)[0].physical_offset == 4000
+    apply(store, encode_trim_queues([(topic_id, 0, 10)]))
+    assert store.queue_bounds(topic_id, 0) == (40, 100)
+    apply(store, encode_trim_queues([(topic_id, 0, 1000)]))
+    assert store.queue_bounds(topic_id, 0) == (100, 100)
+
+
+def test_an_emptied_queue_goes_on_at_its_maximum(store: StateStore) -> None:
+    topic_id = fill(store, 70)
+    apply(store, encode_trim_queues([(topic_id, 0, 70)]))
+    with store.write() as batch:
+        assert batch.append_units(topic_id, 0, 70, keys.UNIT.pack(7000, 100, 0)) == 71
+        batch.set_applied(store.applied_index + 1, 1)
+    assert store.queue_bounds(topic_id, 0) == (70, 71)
+    assert store.read_units(topic_id, 0, 70, 5)[0].physical_offset == 7000
+
+
+def test_what_is_gone_is_removed_in_small_steps_and_after_a_restart(tmp_path: Path) -> None:
+    store = StateStore.open(tmp_path, map_bytes=1 << 20, boot_id=lambda: "b")
+    topic_id = fill(store, 32 * 1500)
+    apply(store, encode_trim_queues([(topic_id, 0, 32 * 1400 + 5)]))
+    apply(store, encode_trim_log(100 * (32 * 1400 + 5)))
+    assert store.retained_offset == 100 * (32 * 1400 + 5)
+    digest = store.digest()
+    assert 100 < pairs(store, "consume_queue") <= 1500 - 512
+    found = store.find_by_key(topic_id, "key", unique=False, limit=100_000)
+    assert len(found) == 32 * 100 - 5
+    store.close(clean=False)
+    store = StateStore.open(tmp_path, map_bytes=1 << 20, boot_id=lambda: "b")
+    assert store.queue_bounds(topic_id, 0) == (32 * 1400 + 5, 32 * 1500)
+    no_ops(store, 60)
+    assert pairs(store, "consume_queue") == 100
+    assert pairs(store, "key_index") == 32 * 100 - 5
+    assert pairs(store, "garbage") == 0
+    # Only the applied index differs: what was removed did not count before.
+    with store.write() as batch:
+        batch.set_applied(store.applied_index - 60, 1)
+    assert store.digest() == digest
+    store.close()
+
+
+def test_a_trimmed_queue_of_a_deleted_topic(store: StateStore) -> None:
+    topic_id = fill(store, 32 * 3)
+    apply(store, encode_trim_queues([(topic_id, 0, 64)]))
+    from broker.commands import encode_delete_topic
+
+    apply(store, encode_trim_queues([(topic_id, 0, 70)]), encode_delete_topic("t"))
+    no_ops(store, 3)
+    assert pairs(store, "consume_queue") == pairs(store, "garbage") == 0
+    assert store.queue_bounds(topic_id, 0) == (0, 0)
