@@ -41,6 +41,8 @@ _logger = logging.getLogger(__name__)
 
 # (first queue offset, physical offset of each message, None) or (-1, [], error)
 AppendCallback = Callable[[int, list[int], DLedgerError | None], None]
+# (result of the command, None) or (None, error)
+ProposalCallback = Callable[[object, DLedgerError | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +125,16 @@ class QueueBounds(Protocol):
 class _Gathering:
     """One command being gathered, then proposed. Satisfies `StampedCommand`."""
 
-    __slots__ = ("_owner", "builder", "requests", "size_bytes")
+    __slots__ = ("_owner", "builder", "prefix", "requests", "size_bytes", "whole")
 
-    def __init__(self, owner: Appender) -> None:
+    def __init__(
+        self, owner: Appender, prefix: bytes = b"", whole: ProposalCallback | None = None
+    ) -> None:
         self._owner = owner
         self.builder = MessagesBuilder()
-        self.size_bytes = self.builder.size_bytes
+        self.prefix = prefix  # another command, of which the messages are a part
+        self.whole = whole  # called back instead of each request's own callback
+        self.size_bytes = len(prefix) + self.builder.size_bytes
         self.requests: list[tuple[Part, TopicConfig, AppendCallback]] = []
 
     def add(
@@ -140,12 +146,13 @@ class _Gathering:
     ) -> None:
         """Adds the messages of a request."""
         self.builder.add(topic.topic_id, queue_id, part)
-        self.size_bytes = self.builder.size_bytes
+        self.size_bytes = len(self.prefix) + self.builder.size_bytes
         self.requests.append((part, topic, callback))
 
     def encode(self, body_offset: int) -> bytearray:
         """Returns the command for its place in the log; called once."""
-        return self._owner._encode(self.builder, body_offset)
+        encoded = self._owner._encode(self.builder, body_offset + len(self.prefix))
+        return bytearray(self.prefix) + encoded if self.prefix else encoded
 
 
 class Appender:
@@ -230,13 +237,57 @@ class Appender:
                 f"{self._pending_bytes} bytes wait for a majority"
             )
         gathering = self._waiting[-1] if self._waiting else None
-        if gathering is None or gathering.size_bytes + size > config.command_bytes_max:
+        if (
+            gathering is None
+            or gathering.whole is not None
+            or gathering.size_bytes + size > config.command_bytes_max
+        ):
             gathering = _Gathering(self)
             self._waiting.append(gathering)
             self._pending_bytes += gathering.size_bytes
         before = gathering.size_bytes
         gathering.add(part, topic, queue_id, callback)
         self._pending_bytes += gathering.size_bytes - before
+        self._schedule_flush()
+
+    def append_within(
+        self,
+        prefix: bytes,
+        items: Sequence[tuple[TopicConfig, int, Sequence[EncodedMessage]]],
+        callback: ProposalCallback,
+    ) -> None:
+        """Proposes messages as part of another command: an entry of its own.
+
+        Args:
+            prefix: What stands before the MESSAGES command in the entry.
+            items: Topic, queue id and messages.
+            callback: Called once, later, with the command's result or an error.
+
+        Raises, with nothing accepted and no callback to come: as `append`.
+
+        Queue offsets are given as for `append`, when the entry gets its place. So the command
+        must store all of its messages, or none ever again in the term: whoever proposes sees to
+        it that the condition which the prefix sets will hold.
+        """
+        if self._serving_term is None:
+            raise NotLeaderError(self._raft.leader_id, self._raft.term)
+        config = self._config
+        gathering = _Gathering(self, prefix, callback)
+        for topic, queue_id, messages in items:
+            gathering.add(Part(topic.topic_id, messages), topic, queue_id, _nothing)
+        size = gathering.size_bytes
+        if size > config.request_bytes_max:
+            raise MessageRejectedError(
+                f"a command of {size} bytes exceeds appender.request_bytes_max = "
+                f"{config.request_bytes_max}"
+            )
+        if self._pending_bytes + size > config.pending_bytes_max:
+            raise FlowControlError(
+                f"appender.pending_bytes_max = {config.pending_bytes_max} is reached: "
+                f"{self._pending_bytes} bytes wait for a majority"
+            )
+        self._waiting.append(gathering)
+        self._pending_bytes += size
         self._schedule_flush()
 
     # --- leadership -------------------------------------------------------------------------
@@ -306,6 +357,9 @@ class Appender:
     # --- answering --------------------------------------------------------------------------
 
     def _answer(self, gathering: _Gathering, result: object, error: DLedgerError | None) -> None:
+        if gathering.whole is not None:
+            _call_whole(gathering.whole, result, error)
+            return
         missing: tuple[int, ...] = ()
         if error is None:
             invariant(
@@ -339,3 +393,16 @@ def _call(
         raise
     except Exception:
         _logger.exception("append callback failed")
+
+
+def _call_whole(callback: ProposalCallback, result: object, error: DLedgerError | None) -> None:
+    try:
+        callback(result, error)
+    except InvariantError:
+        raise
+    except Exception:
+        _logger.exception("proposal callback failed")
+
+
+def _nothing(first: int, offsets: list[int], error: DLedgerError | None) -> None:
+    """The callback of a part of a larger command, which is called back as a whole."""

@@ -12,7 +12,9 @@ from broker.processors.info import InfoProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.recall import RecallProcessor
 from broker.processors.send import SendProcessor
+from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
 from dledger.codes import RequestCode as Code
 
@@ -22,6 +24,8 @@ class Processors:
     """One of each family."""
 
     send: SendProcessor
+    send_back: SendBackProcessor
+    recall: RecallProcessor
     pull: PullProcessor
     offsets: OffsetProcessor
     clients: ClientProcessor
@@ -45,6 +49,8 @@ def make_routes(
         Code.SEND_MESSAGE: p.send.send,
         Code.SEND_MESSAGE_V2: p.send.send,
         Code.SEND_BATCH_MESSAGE: p.send.send,
+        Code.CONSUMER_SEND_MESSAGE_BACK: p.send_back.send_back,
+        Code.RECALL_MESSAGE: p.recall.recall,
         Code.QUERY_CONSUMER_OFFSET: background(p.offsets.query_consumer_offset),
         Code.UPDATE_CONSUMER_OFFSET: p.offsets.update_consumer_offset,
         Code.SEARCH_OFFSET_BY_TIMESTAMP: p.offsets.search_by_time,

@@ -14,6 +14,7 @@ from broker.catalog import Catalog
 from broker.config import BrokerConfig, parse_address
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
+from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
@@ -27,11 +28,14 @@ from broker.processors.info import InfoProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.recall import RecallProcessor
 from broker.processors.send import SendProcessor
+from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
 from broker.registration import Registrar
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.tasks import Tasks
+from broker.timers import TimerDelivery
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
 from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
@@ -72,6 +76,7 @@ class _Parts:
     pulls: PullProcessor
     clients: ClientProcessor
     registrar: Registrar
+    timers: TimerDelivery
 
 
 class Broker:
@@ -204,6 +209,7 @@ class Broker:
             await parts.registrar.stop(UNREGISTER_S)
         parts.pulls.close()
         parts.commits.close()
+        parts.timers.close()
         parts.clients.close()
         await self._server.stop(self.config.timing.drain_s if is_healthy else 0)
         await parts.raft.stop()
@@ -383,10 +389,28 @@ class Broker:
             new_unique_key=UniqueKeyGenerator(),
         )
         offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
+        timers = TimerDelivery(
+            store, raft, context.appender, context.clock, on_fatal=self._on_fatal
+        )
+        delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
         processors = routes.Processors(
             send=SendProcessor(
-                context, catalog, intake, store_host=store_host, redirect=dispatcher.redirect
+                context,
+                catalog,
+                intake,
+                delays,
+                store_host=store_host,
+                redirect=dispatcher.redirect,
             ),
+            send_back=SendBackProcessor(
+                context,
+                catalog,
+                reader,
+                delays,
+                store_host=store_host,
+                redirect=dispatcher.redirect,
+            ),
+            recall=RecallProcessor(context, timers),
             pull=PullProcessor(context, catalog, offsets.commit_from_pull),
             offsets=offsets,
             clients=ClientProcessor(context, catalog),
@@ -397,7 +421,7 @@ class Broker:
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (forwarder, registrar, self):
+        for listener in (forwarder, registrar, timers, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         return _Parts(
@@ -411,6 +435,7 @@ class Broker:
             pulls=processors.pull,
             clients=processors.clients,
             registrar=registrar,
+            timers=timers,
         )
 
     def _make_forwarder(
@@ -451,6 +476,8 @@ class Broker:
             return
         if effects.queues:
             parts.pulls.queues_grew(effects.queues)
+        if effects.timers_due_ms is not None:
+            parts.timers.parked(effects.timers_due_ms)
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()

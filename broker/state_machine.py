@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple, Protocol, assert_never
 
+from broker import timers_command
 from broker.commands import (
     RAFT_TYPES_END,
     CommandType,
@@ -72,12 +73,14 @@ class AppliedEffects:
         topics: Names of topics created, changed or deleted.
         groups: Names of groups created, changed or deleted.
         offsets_stored: How many consumer offsets were stored.
+        timers_due_ms: When the first of the timers that were added is due, None if none was.
     """
 
     queues: dict[tuple[int, int], int] = field(default_factory=dict)
     topics: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     offsets_stored: int = 0
+    timers_due_ms: int | None = None
 
 
 _ALL_STORED: Final = MessagesApplied()
@@ -156,19 +159,25 @@ def _apply_body(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> obj
         return _apply_messages(batch, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
+    if timers_command.is_timer_command(type_):
+        return timers_command.apply(batch, body, effects, _apply_messages)
     return _apply_control(batch, decode_control(body), effects)
 
 
 def _apply_messages(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> MessagesApplied:
     command = decode_messages(body)
     missing: list[int] = []
-    for topic_id, queue_id, first_queue_offset, units in command.runs:
+    parking = timers_command.parking_topic_ids(batch)
+    for run in command.runs:
+        topic_id, queue_id, first_queue_offset, units = run
         offset_max = batch.append_units(topic_id, queue_id, first_queue_offset, units)
         if offset_max is None:
             # Proposed before its topic was deleted, applied after.
             missing.append(topic_id)
         else:
             effects.queues[topic_id, queue_id] = offset_max
+            if topic_id in parking:
+                timers_command.apply_parked(batch, run, command, effects)
     for group in command.key_groups:
         records = _without_topics(group, set(missing)) if missing else group.records
         batch.put_keys(group.key_bytes, records)

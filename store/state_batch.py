@@ -21,6 +21,7 @@ import msgspec
 from dledger.errors import invariant
 from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
+from store import timer_table
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
 
 DATABASE_NAMES: Final = (
@@ -32,6 +33,7 @@ DATABASE_NAMES: Final = (
     "consumer_offsets",
     "key_index",
     "garbage",
+    *timer_table.DATABASE_NAMES,
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
@@ -97,6 +99,7 @@ class WriteBatch:
         self._runs: dict[tuple[int, int], _Run] = {}
         self._index_records: list[tuple[int, Buffer]] = []
         self._bytes_estimate = 0
+        self.timers = timer_table.TimerChanges(environment)
 
     # --- topics and groups ------------------------------------------------------------------
 
@@ -286,7 +289,7 @@ class WriteBatch:
         """
         small = len(self._changed_topics) + len(self._changed_groups) + len(self._dead_topics)
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
-        estimate += 256 * len(self._offsets)
+        estimate += 256 * len(self._offsets) + self.timers.bytes_estimate
         garbage = self._tables.garbage
 
         def operations(transaction: WriteTransaction) -> None:
@@ -326,6 +329,7 @@ class WriteBatch:
         for key_bytes, records in self._index_records:
             pairs = Struct(f"{key_bytes}s{keys.KEY_VALUE_BYTES}s").iter_unpack(records)
             transaction.cursor(databases["key_index"]).putmulti(pairs)
+        self.timers.execute(transaction)
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)

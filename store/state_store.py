@@ -37,6 +37,7 @@ from store.lmdb_env import (
     store_errors,
 )
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
+from store.timer_table import TimerReader
 
 _logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class StateStore:
         self._closed = False
         # Invariant: equal to what the last committed transaction holds.
         self._tables = _load_tables(environment)
+        self.timers = TimerReader(environment)
 
     @classmethod
     def open(

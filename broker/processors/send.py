@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from broker import names
+from broker import names, retries
 from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
+from broker.delays import Delays, parked
 from broker.forwarding import EXT_BORN_HOST
 from broker.intake import MessageIntake
-from dledger.codes import Permission, RequestCode
+from dledger.codes import DEAD_LETTER_PREFIX, RETRY_PREFIX, Permission, RequestCode
 from dledger.errors import (
     DLedgerError,
     GroupNotFoundError,
@@ -45,6 +46,7 @@ class SendProcessor:
         context: BrokerContext,
         catalog: Catalog,
         intake: MessageIntake,
+        delays: Delays,
         *,
         store_host: bytes,
         redirect: Callable[[Connection, Command], None],
@@ -55,12 +57,14 @@ class SendProcessor:
             context: The broker's parts.
             catalog: Topics and groups.
             intake: Encodes messages.
+            delays: Where delayed messages wait.
             store_host: Packed address in message ids.
             redirect: Takes a request that had no effect because this replica stopped leading.
         """
         self._context = context
         self._catalog = catalog
         self._intake = intake
+        self._delays = delays
         self._store_host = store_host
         self._redirect = redirect
         self._next_queue = 0
@@ -77,6 +81,8 @@ class SendProcessor:
         else:
             header = command.header(SendMessageHeaderV2)
         self._context.gate.check()
+        if header.topic.startswith(RETRY_PREFIX):
+            self._divert_dead(header)
         name = header.topic
         if name in names.FORBIDDEN_SEND_TOPICS:
             raise PermissionDeniedError(f"sending to topic {name} is forbidden")
@@ -109,14 +115,23 @@ class SendProcessor:
             )
         queue_id = self._choose_queue(topic, header.queue_id)
         is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
+        parking = None
+        if not is_batch:
+            parking = self._delays.plan(header.properties, topic=topic.name, queue_id=queue_id)
+        place, place_queue = topic, queue_id
+        if parking is not None:
+            place, place_queue = self._delays.topic_of(parking), parking.queue_id
+            header.properties = parking.properties
         intake = self._intake.encode(
             header,
             command.body,
-            topic=topic.name,
-            queue_id=queue_id,
+            topic=place.name,
+            queue_id=place_queue,
             born_host=_born_host(connection, command),
             is_batch=is_batch,
         )
+        if parking is not None:
+            intake = parked(intake, parking)
         counters = self._context.counters
         count = len(intake.messages)
         store_host = self._store_host
@@ -137,9 +152,25 @@ class SendProcessor:
             }
             if intake.unique_key:
                 ext["transactionId"] = intake.unique_key
+            if parking is not None:
+                ext["recallHandle"] = self._delays.recall_handle(
+                    topic.name, parking, intake.unique_key
+                )
             connection.reply(command, 0, ext)
 
-        self._context.appender.append(topic, queue_id, intake.messages, appended)
+        self._context.appender.append(place, place_queue, intake.messages, appended)
+
+    def _divert_dead(self, header: _Header) -> None:
+        """Sends a message that was tried too often to the dead letters of its group."""
+        group = self._context.store.group(header.topic[len(RETRY_PREFIX) :])
+        if group is not None and retries.is_beyond_retries(
+            group,
+            reconsume_times=header.reconsume_times,
+            reconsume_max=header.max_reconsume_times,
+        ):
+            header.topic = names.dead_letter_topic(group.name)
+            header.queue_id = 0
+            header.properties = retries.without_delay(header.properties)
 
     def _fail(self, connection: Connection, command: Command, error: DLedgerError) -> None:
         if isinstance(error, NotLeaderError):
@@ -175,6 +206,11 @@ class SendProcessor:
             if config is None:
                 raise GroupNotFoundError(f"subscription group {group} does not exist")
             return names.retry_topic_config(group, config.retry_queue_count)
+        if names.is_dead_letter_topic(name):
+            group = name[len(DEAD_LETTER_PREFIX) :]
+            if self._context.store.group(group) is None:
+                raise GroupNotFoundError(f"subscription group {group} does not exist")
+            return names.dead_letter_topic_config(group)
         template = self._catalog.template(header.default_topic)
         settings = self._context.config
         if template is None or names.is_system_topic(

@@ -71,6 +71,7 @@ class SendMessageResponse(Struct, kw_only=True):
     batch_unique_id: str = field(name="batchUniqId", default="")
     region: str = field(name="MSG_REGION", default="DefaultRegion")
     trace_on: bool = field(name="TRACE_ON", default=True)
+    recall_handle: str = field(name="recallHandle", default="")
 
 
 class ConsumerSendBackHeader(Struct, kw_only=True):
@@ -83,6 +84,17 @@ class ConsumerSendBackHeader(Struct, kw_only=True):
     origin_topic: str = field(name="originTopic", default="")
     unit_mode: bool = field(name="unitMode", default=False)
     max_reconsume_times: Int32 | None = field(name="maxReconsumeTimes", default=None)
+    # Ours: why it failed, and a delay that is not a level.
+    reason: str = field(name="dlReason", default="")
+    delay_ms: Int64 | None = field(name="dlDelayMs", default=None)
+
+
+class RecallMessageHeader(Struct, kw_only=True):
+    """RECALL_MESSAGE: take a delayed message back before it is delivered."""
+
+    producer_group: str = field(name="producerGroup", default="")
+    topic: str
+    recall_handle: str = field(name="recallHandle")
 
 
 class EndTransactionHeader(Struct, kw_only=True):

@@ -286,7 +286,7 @@ REJECTED = [
     pytest.param(
         {"properties": {"a": "b" * 32_700}}, ResponseCode.MESSAGE_ILLEGAL, id="properties length"
     ),
-    pytest.param({"properties": {"DELAY": "3"}}, ResponseCode.MESSAGE_ILLEGAL, id="delay"),
+    pytest.param({"properties": {"DELAY": "x"}}, ResponseCode.MESSAGE_ILLEGAL, id="delay"),
     pytest.param({"sys_flag": 4}, ResponseCode.NO_PERMISSION, id="transaction"),
     pytest.param({"batch": True, "body": b"torn"}, ResponseCode.MESSAGE_ILLEGAL, id="torn batch"),
     pytest.param({"batch": True, "body": b""}, ResponseCode.MESSAGE_ILLEGAL, id="empty batch"),

@@ -22,6 +22,8 @@ def test_a_new_group_has_the_topics_that_clients_expect():
         "SELF_TEST_TOPIC",
         "OFFSET_MOVED_EVENT",
         "BenchmarkTest",
+        "SCHEDULE_TOPIC_XXXX",
+        "rmq_sys_wheel_timer",
         "C",
         "b",
         "TBW102",
