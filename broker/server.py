@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random as random_module
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker import routes
@@ -40,15 +41,18 @@ from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
 from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
 from dledger.message import UniqueKeyGenerator, pack_host
+from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
 from dledger.remoting.client import ClientConnection, RemotingClient
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
+from store.clean_mark import machine_boot_id
 from store.commit_log import CommitLog
 from store.config import StoreConfig
 from store.files import FileSystem, OsFileSystem
 from store.state_store import StateStore
+from store.sync_worker import SyncWorker
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,10 @@ class Broker:
         clock: Clock | None = None,
         fs: FileSystem | None = None,
         random: random_module.Random | None = None,
+        sync_worker: SyncWorker | None = None,
+        boot_id: Callable[[], str] = machine_boot_id,
+        unique_keys: UniqueKeyGenerator | None = None,
+        engine_class: type[Engine] = Engine,
     ) -> None:
         """Prepares a broker; nothing is opened yet.
 
@@ -100,11 +108,19 @@ class Broker:
             clock: The machine's if None.
             fs: What the CommitLog writes through; the operating system's if None.
             random: For election timeouts; seeded by the operating system if None.
+            sync_worker: Makes the CommitLog durable; a thread if None.
+            boot_id: Changes whenever the machine boots: then the state is rebuilt from the log.
+            unique_keys: Ids for messages that come without one.
+            engine_class: For the fault-injection harness, which plants faults in subclasses.
         """
         self.config = config
         self._clock = clock or SystemClock()
         self._fs = fs or OsFileSystem()
         self._random = random or random_module.Random()
+        self._sync_worker = sync_worker
+        self._boot_id = boot_id
+        self._unique_keys = unique_keys or UniqueKeyGenerator()
+        self._engine_class = engine_class
         self._tasks = Tasks(self._on_fatal)
         self._parts: _Parts | None = None
         self._dispatcher: Dispatcher | None = None
@@ -286,9 +302,17 @@ class Broker:
             # More than the floor of the gate: a new segment must not by itself stop writing.
             disk_free_bytes_min=2 * section.disk_free_min_bytes,
         )
-        log = CommitLog.open(directory / "log", log_config, self._fs, clock=self._clock)
+        log = CommitLog.open(
+            directory / "log",
+            log_config,
+            self._fs,
+            sync_worker=self._sync_worker,
+            clock=self._clock,
+        )
         try:
-            store = StateStore.open(directory / "state", map_bytes=section.map_bytes)
+            store = StateStore.open(
+                directory / "state", map_bytes=section.map_bytes, boot_id=self._boot_id
+            )
         except BaseException:
             log.close()
             raise
@@ -368,6 +392,7 @@ class Broker:
             clock=self._clock,
             random=self._random,
             on_fatal=self._on_fatal,
+            engine_class=self._engine_class,
         )
 
     def _connect(
@@ -386,7 +411,7 @@ class Broker:
         intake = MessageIntake(
             cluster_name=config.cluster_name,
             store_host=store_host,
-            new_unique_key=UniqueKeyGenerator(),
+            new_unique_key=self._unique_keys,
         )
         offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
         timers = TimerDelivery(

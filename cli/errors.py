@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNKNOWN = 3  # may or may not have taken effect
     VIOLATION = 4  # a check found that a promise was broken
+    UNDECIDED = 5  # a check could not decide: too little happened, or it was not looked at
 
 
 class CommandError(DLedgerError):

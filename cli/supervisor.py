@@ -34,6 +34,8 @@ class ProcessPlan:
         arguments: Its arguments; `marker` is one of them.
         marker: Absolute path that only this process has on its command line.
         directory: Holds its `pid` file and its log.
+        prefix: Stands before the command, e.g. to run it in a namespace; must replace itself by
+            the command (exec), so that the pid stays.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ProcessPlan:
     arguments: tuple[str, ...]
     marker: str
     directory: Path
+    prefix: tuple[str, ...] = ()
 
     @property
     def pid_path(self) -> Path:
@@ -50,7 +53,7 @@ class ProcessPlan:
     @property
     def log_path(self) -> Path:
         """Where standard output and error go."""
-        return self.directory / f"{self.module}.log"
+        return self.directory / f"{self.module.rpartition('.')[2]}.log"
 
 
 class Supervisor:
@@ -69,7 +72,7 @@ class Supervisor:
         Raises:
             CommandError: Its files cannot be written or it cannot be started.
         """
-        command = [sys.executable, "-P", "-m", plan.module, *plan.arguments]
+        command = [*plan.prefix, sys.executable, "-P", "-m", plan.module, *plan.arguments]
         try:
             plan.directory.mkdir(parents=True, exist_ok=True)
             _rotate(plan.log_path)

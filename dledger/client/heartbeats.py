@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _CHECK_S = 1.0
 _GOODBYE_S = 1.0
+_PATIENCE_S = 0.3  # for the answers of replicas that nobody waits for
 
 
 @dataclass(eq=False)
@@ -58,6 +59,7 @@ class Heartbeats:
         self._members: dict[str, Member] = {}
         self._wake = asyncio.Event()
         self._greeted: set[str] = set()  # replicas that know us, over a connection still up
+        self._sending: dict[asyncio.Task[None], str] = {}
 
     def join(
         self, data: ConsumerData, topics: Sequence[str], on_change: Callable[[], None]
@@ -75,8 +77,12 @@ class Heartbeats:
         header = UnregisterClientHeader(client_id=self._client_id, consumer_group=member.data.group)
         await self._tell_all(header)
 
-    async def say_goodbye(self) -> None:
-        """Tells all brokers that this client ends."""
+    async def close(self) -> None:
+        """Waits for no more answers and tells all brokers that this client ends."""
+        tasks = list(self._sending)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for member in list(self._members.values()):
             await self.leave(member)
         if self._producer_group and self._greeted:
@@ -119,11 +125,18 @@ class Heartbeats:
                 await self._send_to(self._missing())
 
     async def send_all(self) -> None:
-        """Sends one heartbeat to every broker concerned and awaits the answers."""
+        """Sends one heartbeat to every broker concerned and awaits the answers of the leaders.
+
+        Other replicas get a moment: one that is stopped must not hold up the rest.
+        """
         await self._send_to(self._addresses())
 
     def _missing(self) -> list[str]:
-        return [address for address in self._addresses() if address not in self._greeted]
+        known = {*self._greeted, *self._sending.values()}
+        return [address for address in self._addresses() if address not in known]
+
+    def _leaders(self) -> set[str | None]:
+        return {self._routes.book(name).leader for name in self._routes.broker_names()}
 
     def _addresses(self) -> list[str]:
         addresses: dict[str, None] = {}
@@ -147,7 +160,16 @@ class Heartbeats:
                 consumers=[member.data for member in self._members.values()],
             )
         )
-        await asyncio.gather(*(self._send_one(address, body) for address in addresses))
+        loop = asyncio.get_running_loop()
+        tasks = {loop.create_task(self._send_one(address, body)): address for address in addresses}
+        self._sending.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._sending.pop)
+        _, pending = await asyncio.wait(tasks, timeout=_PATIENCE_S)
+        leaders = self._leaders()
+        needed = [task for task in pending if tasks[task] in leaders]
+        if needed:
+            await asyncio.wait(needed)
 
     async def _send_one(self, address: str, body: bytes) -> None:
         try:

@@ -67,6 +67,7 @@ class AsyncProducer:
         nameserver: str | Sequence[str] | None = None,
         config: ProducerConfig | None = None,
         clock: Clock | None = None,
+        unique_keys: UniqueKeyGenerator | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing.
 
@@ -76,6 +77,7 @@ class AsyncProducer:
                 `DLEDGER_NAMESERVER`.
             config: Timeouts and limits.
             clock: For tests.
+            unique_keys: For tests.
 
         Raises:
             ConfigError, InvalidParameterError: An argument is wrong.
@@ -88,7 +90,7 @@ class AsyncProducer:
             self.config.session, nameserver_addresses(nameserver), clock, producer_group=group
         )
         self._clock = clock
-        self._encoder = MessageEncoder(self.config, UniqueKeyGenerator(clock))
+        self._encoder = MessageEncoder(self.config, unique_keys or UniqueKeyGenerator(clock))
         self._sender = BatchSender(self._session, self.config, group, clock)
         self._topics: dict[str, TopicLines] = {}
         self._dirty: set[str] = set()

@@ -81,7 +81,8 @@ class Puller:
         )
         address = await self._address(queue)
         try:
-            response = await self._session.remoting.request(
+            response = await self._session.long_poll(
+                queue.broker_name,
                 address,
                 RequestCode.PULL_MESSAGE,
                 to_ext(header),

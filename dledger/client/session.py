@@ -21,6 +21,7 @@ from dledger.client.finder import LeaderFinder
 from dledger.client.heartbeats import Heartbeats, Member
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.routes import RouteCache, TopicRoute, topic_route
+from dledger.client.watch import LeaderWatch
 from dledger.clock import Clock
 from dledger.codes import (
     AUTO_CREATE_TOPIC,
@@ -95,6 +96,12 @@ class ClientSession:
         self._heartbeats = Heartbeats(
             self.routes, self.remoting, self.client_id, config.heartbeat_s, producer_group
         )
+        self._watch = LeaderWatch(
+            probe=self._probe,
+            find_successor=self._find_successor,
+            give_up=lambda address: self.remoting.give_up(address, "it leads no more"),
+            spawn=self._spawn,
+        )
         self._fetching: dict[str, asyncio.Task[TopicRoute]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._route_listeners: list[Callable[[str], None]] = []
@@ -126,7 +133,7 @@ class ClientSession:
         await self._finder.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._started:
-            await self._heartbeats.say_goodbye()
+            await self._heartbeats.close()
         await self.remoting.close()
 
     def check_open(self) -> None:
@@ -295,6 +302,21 @@ class ClientSession:
         finally:
             request.cancel()
 
+    async def long_poll(
+        self, broker_name: str, address: str, code: RequestCode, ext: Ext, *, timeout_s: float
+    ) -> Command:
+        """Sends a request that a replica may hold for long; see the module `watch`.
+
+        Raises:
+            ConnectionLostError: Also if the replica fell silent and another one leads.
+            Otherwise as `RemotingClient.request`.
+        """
+        self._watch.enter(broker_name, address)
+        try:
+            return await self.remoting.request(address, code, ext, timeout_s=timeout_s)
+        finally:
+            self._watch.leave(broker_name, address)
+
     async def _find_successor(self, broker_name: str, silent: str) -> bool:
         """Whether a replica other than the silent one says that it serves as leader."""
         book = self.routes.book(broker_name)
@@ -347,7 +369,9 @@ class ClientSession:
             error: DLedgerError
             unknown = False
             try:
-                response = await self.remoting.request(address, code, ext, body, timeout_s=left)
+                response = await self.ask_leader(
+                    broker_name, address, code, ext, body, timeout_s=left
+                )
                 unknown = response.ext.get(EXT_OUTCOME) == OUTCOME_UNKNOWN
                 self.note_answer(broker_name, address, response)
                 if response.code == ResponseCode.SUCCESS:

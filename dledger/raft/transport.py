@@ -42,8 +42,9 @@ class TransportConfig:
         listen_port: Port to listen on; 0 takes any.
         peers: Address "host:port" of every other replica.
         buffer_bytes_max: Most bytes waiting for one peer; more is dropped.
+        strangers_max: Connections whose hello has not come; one more ends the oldest of them.
         retry_max_s: A lost connection is dialled again after a random time up to this.
-        connect_timeout_s: For connecting and for the hello.
+        connect_timeout_s: For connecting and for the hello, on both sides.
         user_timeout_ms: A connection whose bytes nobody confirms for this long is given up, so
             that a healed network is noticed at once instead of after TCP's own back-off.
     """
@@ -55,6 +56,7 @@ class TransportConfig:
     listen_port: int
     peers: Mapping[str, str]
     buffer_bytes_max: int = 16 * 1024 * 1024
+    strangers_max: int = 64
     retry_max_s: float = 0.2
     connect_timeout_s: float = 1.0
     user_timeout_ms: int = 3_000
@@ -72,6 +74,7 @@ class TcpTransport:
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._accepted: set[_Incoming] = set()
+        self._strangers: dict[_Incoming, asyncio.TimerHandle] = {}  # the oldest first
         self._stopped = False
 
     @property
@@ -183,11 +186,25 @@ class TcpTransport:
         return peer_id
 
     def attach(self, incoming: _Incoming) -> None:
-        """Notes a connection before its hello."""
+        """Notes a connection before its hello, which must come soon."""
         self._accepted.add(incoming)
+        if len(self._strangers) >= self._config.strangers_max:
+            oldest = next(iter(self._strangers))
+            self._introduced(oldest)
+            oldest.abort()
+        loop = asyncio.get_running_loop()
+        timeout_s = self._config.connect_timeout_s
+        self._strangers[incoming] = loop.call_later(timeout_s, incoming.abort)
+
+    def _introduced(self, incoming: _Incoming) -> None:
+        """Waits no longer for a connection's hello."""
+        timer = self._strangers.pop(incoming, None)
+        if timer is not None:
+            timer.cancel()
 
     def replace(self, peer_id: str, incoming: _Incoming) -> None:
         """Makes a connection the peer's one, closing its older one (defect 10)."""
+        self._introduced(incoming)
         older = self._incoming.get(peer_id)
         self._incoming[peer_id] = incoming
         if older is not None:
@@ -196,6 +213,7 @@ class TcpTransport:
     def detach(self, incoming: _Incoming) -> None:
         """Forgets a closed connection; the peer's process may be gone."""
         self._accepted.discard(incoming)
+        self._introduced(incoming)
         peer_id = incoming.peer_id
         if peer_id is None or self._incoming.get(peer_id) is not incoming:
             return

@@ -250,6 +250,15 @@ class RemotingClient:
                 raise ClientClosedError("the remoting client was closed") from None
             raise
 
+    def give_up(self, address: str, reason: str) -> None:
+        """Ends the connection to an address, if there is one, without waiting for the peer.
+
+        Requests under way there fail with `ConnectionLostError`.
+        """
+        connection = self._connections.get(address)
+        if connection is not None:
+            connection.abort(reason)
+
     async def close(self) -> None:
         """Closes all connections. Requests under way fail with `ConnectionLostError`."""
         self._closed = True

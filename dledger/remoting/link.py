@@ -219,6 +219,13 @@ class Link(asyncio.Protocol):
             transport.resume_reading()
         self._loop.call_later(self._limits.close_timeout_s, self._abort_unless_lost)
 
+    def abort(self, reason: str) -> None:
+        """Closes at once: for a peer that does not answer. What waits for it fails now."""
+        if self._transport is not None and not self._lost.done():
+            logger.info("connection given up: %s peer=%s", reason, self.peer)
+            self._closing = True
+            self._transport.abort()
+
     async def wait_closed(self) -> None:
         """Waits until the connection is gone."""
         await asyncio.shield(self._lost)

@@ -457,3 +457,50 @@ def test_followers_answer_pulls_while_nobody_leads() -> None:
                 assert [m.queue_offset for m in first + rest] == list(range(10))
 
     asyncio.run(main())
+
+
+# --- long polls at a replica that leads no more ---------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["mute", "holds_pulls"])
+def test_a_waiting_pull_leaves_a_replica_that_another_one_has_replaced(how: str) -> None:
+    """A stopped process, and one that is cut off from its group but not from us."""
+
+    async def main() -> None:
+        async with FakeCluster() as cluster:
+            group = cluster.group
+            await fill(cluster, 1, queues=1)
+            config = PullConsumerConfig(session=QUICK)
+            consumer = AsyncPullConsumer("cg", nameserver=cluster.nameserver, config=config)
+            async with consumer:
+                assert await consumer.pull(QUEUE)
+                waiting = asyncio.ensure_future(consumer.pull(QUEUE, timeout_s=20))
+                await until(lambda: group.replicas[0].requests[-1] == RequestCode.PULL_MESSAGE)
+                setattr(group.replicas[0], how, True)
+                group.elect(1)
+                async with asyncio.timeout(5):
+                    await fill(cluster, 1, queues=1, start=1)
+                    [message] = await waiting
+                assert message.body == b"1"
+                assert RequestCode.PULL_MESSAGE in group.replicas[1].requests
+
+    asyncio.run(main())
+
+
+def test_waiting_pulls_stay_where_they_are_while_all_is_well() -> None:
+    """One question a second, however many pulls wait, and no pull is made anew."""
+
+    async def main() -> None:
+        async with FakeCluster() as cluster:
+            replica = cluster.group.replicas[0]
+            cluster.create_topic("t", 8)
+            async with push(cluster, suspend_s=20.0) as consumer:
+                await until(lambda: replica.requests.count(RequestCode.PULL_MESSAGE) == 8)
+                before = len(replica.requests)
+                await asyncio.sleep(2.5)
+                new = Counter(replica.requests[before:])
+                assert new.keys() == {RequestCode.GET_CONSUMER_LIST_BY_GROUP}
+                assert new[RequestCode.GET_CONSUMER_LIST_BY_GROUP] <= 3
+                assert consumer.assignment
+
+    asyncio.run(main())

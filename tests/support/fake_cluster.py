@@ -116,6 +116,8 @@ class FakeReplica:
         self.requests: list[int] = []
         self.clients: dict[str, dict[str, Connection]] = defaultdict(dict)  # group -> id -> conn
         self.serving = True  # False: elected but not yet ready, answers "not leader"
+        self.mute = False  # True: takes requests and answers none, as a stopped process does
+        self.holds_pulls = False  # True: it never sees a new message, as one cut off from the group
 
     @property
     def address(self) -> str:
@@ -148,6 +150,8 @@ class FakeReplica:
     def handle(self, connection: Connection, command: Command) -> None:
         code = RequestCode(command.code)
         self.requests.append(code)
+        if self.mute or (self.holds_pulls and code == RequestCode.PULL_MESSAGE):
+            return
         if code in SENDS and self.faults and self.leads:
             self._fail(connection, command, self.faults.popleft())
             return
@@ -167,7 +171,7 @@ class FakeReplica:
     def _not_leader(self, connection: Connection, command: Command) -> None:
         ext = {EXT_OUTCOME: "refused", EXT_TERM: str(self.group.term)}
         leader = self.group.believed_leader
-        if leader is not None:
+        if leader is not None and not self.holds_pulls:
             ext[EXT_LEADER_ADDRESS] = leader
         if command.ext.get(EXT_NO_FORWARD) != "1":
             ext.pop(EXT_LEADER_ADDRESS, None)
@@ -228,7 +232,7 @@ class FakeReplica:
         self, connection: Connection, command: Command, header: PullMessageHeader, deadline: float
     ) -> None:
         loop = asyncio.get_running_loop()
-        if self.server is None:
+        if self.server is None or self.mute or self.holds_pulls:
             return
         queue = self.group.log[header.topic, header.queue_id]
         offset, end = header.queue_offset, len(queue)

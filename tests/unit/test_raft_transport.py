@@ -239,3 +239,56 @@ def test_frames_survive_any_split() -> None:
         messages = [decode_message(*frame) for frame in frames]
         assert [message["round"] for message in messages] == list(range(5))
         assert [message["payload"] for message in messages] == [b"r" * n for n in range(5)]
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    try:
+        async with asyncio.timeout(5):
+            return await reader.read() == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_who_does_not_say_hello_is_sent_away() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a = transport("a", ports, connect_timeout_s=0.3)
+        b = transport("b", ports)
+        at_b = Receiver()
+        await a.start(Receiver())
+        peers = [await asyncio.open_connection("127.0.0.1", ports["a"]) for _ in range(5)]
+        for number, (_, writer) in enumerate(peers):
+            writer.write(bytes([0, 0, 0, 9, 1][:number]))
+        for reader, writer in peers:
+            assert await ended(reader)
+            writer.close()
+        await b.start(at_b)
+        await until(lambda: at_b.up)
+        await asyncio.sleep(0.5)  # longer than a hello may take
+        assert not at_b.down
+        await a.stop()
+        await b.stop()
+
+    asyncio.run(main())
+
+
+def test_many_silent_strangers_cost_the_oldest_its_place() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a = transport("a", ports, connect_timeout_s=60.0, strangers_max=8)
+        b = transport("b", ports)
+        at_b = Receiver()
+        await a.start(Receiver())
+        peers = [await asyncio.open_connection("127.0.0.1", ports["a"]) for _ in range(20)]
+        for reader, _ in peers[:12]:
+            assert await ended(reader)
+        assert not peers[-1][0].at_eof()
+        await b.start(at_b)
+        await until(lambda: at_b.up)
+        assert len(a._accepted) <= 9
+        for _, writer in peers:
+            writer.close()
+        await a.stop()
+        await b.stop()
+
+    asyncio.run(main())

@@ -1,0 +1,121 @@
+"""`dledger jepsen run` and `dledger jepsen matrix`: workloads under faults on real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.console import say, say_json
+from cli.errors import CommandError, UsageError
+from cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from jepsen_tests.hosts.capabilities import Capabilities
+    from jepsen_tests.runner import RunResult
+
+_RESULTS = Path("jepsen-results")
+_INSIDE = "DLEDGER_JEPSEN_NAMESPACE"
+_REPLICA_COUNTS = (1, 3, 5)
+
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Where the runs' folders go.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every choice that is made.")]
+
+
+def run(
+    workload: Annotated[
+        str, typer.Option("--workload", help="W1 (log), W1-client, W1-wire, W2, W3.")
+    ] = "W1",
+    nemesis: Annotated[
+        str, typer.Option("--nemesis", metavar="F1,...", help="Faults, or none.")
+    ] = "F1",
+    time_s: Annotated[
+        float, typer.Option("--time", metavar="SECONDS", min=1, help="Length of the load.")
+    ] = 60.0,
+    seed: SeedOption = 1,
+    replicas: Annotated[int, typer.Option("--replicas", help="1, 3 or 5 in a group.")] = 3,
+    groups: Annotated[int, typer.Option("--groups", min=1, max=8, help="Broker groups.")] = 1,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0, help="Operations a second wanted; 0: all that go.")
+    ] = 3000.0,
+    target: Annotated[
+        str, typer.Option("--target", help="leader, follower, minority, majority or all.")
+    ] = "",
+    nameserver: Annotated[
+        str, typer.Option("--nameserver", metavar="HOST:PORT", help="A cluster of yours.")
+    ] = "",
+    out: OutOption = _RESULTS,
+    keep_data: Annotated[
+        bool, typer.Option("--keep-data", help="Keep what replicas wrote.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Run one workload under faults: exit 0 valid, 4 violated, 5 unknown."""
+    from jepsen_tests.hosts.shell import HarnessError
+    from jepsen_tests.nemeses.registry import parse_nemeses
+    from jepsen_tests.options import RunOptions
+    from jepsen_tests.runner import exit_code, say_to_stderr
+    from jepsen_tests.runner import run as do_run
+    from jepsen_tests.workloads.registry import find_workload
+
+    if replicas not in _REPLICA_COUNTS:
+        raise UsageError(f"--replicas must be 1, 3 or 5, not {replicas}")
+    try:
+        nemeses = parse_nemeses(nemesis)
+        find_workload(workload)
+    except HarnessError as error:
+        raise UsageError(str(error)) from None
+    if nameserver:
+        nemeses = []
+    options = RunOptions(
+        workload=workload,
+        nemeses=nemeses,
+        time_s=time_s,
+        seed=seed,
+        replicas=replicas,
+        groups=groups,
+        rate=rate,
+        target=target,
+        nameserver=nameserver,
+        out=out,
+        keep_data=keep_data,
+    )
+    able = None if nameserver else _prepare()
+    result = do_run(options, say_to_stderr, capabilities=able)
+    _show(result, json_output)
+    raise typer.Exit(exit_code(result))
+
+
+def _prepare() -> Capabilities:
+    """Finds out what can be done here; goes into a user namespace if that is the way to hosts."""
+    from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
+
+    able = probe_capabilities()
+    if able.backend is Backend.NETNS_USER and not os.environ.get(_INSIDE):
+        script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && exec "$@"'
+        again = [sys.executable, "-P", "-m", "cli", *sys.argv[1:]]
+        command = ["unshare", "-rnm", "sh", "-c", script, "sh", *again]
+        os.environ[_INSIDE] = "1"
+        try:
+            os.execvp(command[0], command)  # noqa: S606
+        except OSError as error:
+            raise CommandError(f"cannot run unshare: {error.strerror}") from error
+    return able
+
+
+def _show(result: RunResult, json_output: bool) -> None:
+    if json_output:
+        say_json(result.to_json())
+        return
+    if result.verdict is not None:
+        say("\n".join(result.verdict.lines()))
+    for reason in result.reasons:
+        say(f"unknown because {reason}")
+    for name, value in result.figures.items():
+        say(f"  {name}: {value}")
+    say(f"{result.outcome.value.upper()}  {result.folder}")

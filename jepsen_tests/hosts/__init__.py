@@ -1,0 +1,1 @@
+"""Hosts for real processes: namespaces (or proxies) to cut, disks to break, processes to kill."""

@@ -1,0 +1,1 @@
+"""Faults on running clusters, each with a proof that it bit."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: counts, gaps between acknowledgements, a timeline for people."""

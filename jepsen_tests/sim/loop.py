@@ -1,0 +1,229 @@
+"""An asyncio event loop on virtual time, and the processes that live on it.
+
+Every callback belongs to the simulated process in whose context it was scheduled. Killing a
+process therefore needs nothing of the code under test: what it has scheduled just never runs, as
+after SIGKILL; pausing it (SIGSTOP) keeps what is due until it is resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from store.simulated_files import PowerLossError
+
+if TYPE_CHECKING:
+    from jepsen_tests.sim.network import Network
+
+T = TypeVar("T")
+
+START_S = 1_000.0
+WALL_START_MS = 1_700_000_000_000
+STALL_TURNS_MAX = 200_000
+
+
+class SimulationStuckError(Exception):
+    """Time cannot go on: nothing is scheduled, or something is always ready."""
+
+
+class Process:
+    """A simulated process: the owner of callbacks, tasks and connections."""
+
+    __slots__ = ("endpoints", "host", "is_alive", "is_paused", "listeners", "loop", "name", "tasks")
+    __slots__ += ("held",)
+
+    def __init__(self, loop: VirtualLoop, host: str, name: str) -> None:
+        self.loop = loop
+        self.host = host
+        self.name = name
+        self.is_alive = True
+        self.is_paused = False
+        self.held: deque[asyncio.Handle] = deque()
+        # Kept to the end of the run: a pending coroutine that is collected runs its `finally`
+        # blocks, at a moment that no seed decides.
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.endpoints: dict[int, Any] = {}
+        self.listeners: list[Any] = []
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Runs a coroutine as part of the process."""
+        context = contextvars.copy_context()
+        context.run(PROCESS.set, self)
+        return self.loop.create_task(work, context=context)
+
+    def pause(self) -> None:
+        """Stops the process as SIGSTOP does."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Lets it go on; everything that became due meanwhile happens now."""
+        self.is_paused = False
+        if self.is_alive:
+            self.loop.release(self.held)
+        self.held.clear()
+
+    def kill(self) -> None:
+        """Ends it at once. Its connections are the network's business."""
+        self.is_alive = False
+        self.held.clear()
+
+
+PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """Runs what is ready, then lets time jump to the next timer."""
+
+    network: Network
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = START_S
+        self._still_turns = 0
+        self._sequence = 0
+        self._timers: list[tuple[float, int, Any]] = []
+        self.problems: list[str] = []
+        self.set_exception_handler(self._note_problem)
+
+    def time(self) -> float:
+        """Returns virtual seconds."""
+        return self._now
+
+    def release(self, handles: deque[asyncio.Handle]) -> None:
+        """Schedules what a paused process had to do."""
+        self._ready.extend(handles)  # type: ignore[attr-defined]
+
+    def create_task(self, coro: Any, **settings: Any) -> Any:
+        """Creates a task and keeps it alive to the end of the run."""
+        task = super().create_task(coro, **settings)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        context = settings.get("context")
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is not None:
+            tasks = process.tasks
+            tasks.append(task)
+            if len(tasks) > 512:
+                process.tasks = [kept for kept in tasks if not kept.done()]
+        return task
+
+    async def create_server(
+        self, factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:  # type: ignore[override]
+        """Listens on the simulated network."""
+        process = PROCESS.get()
+        if process is None:
+            raise RuntimeError("a server outside of any simulated process")
+        return self.network.listen(process, factory, port)
+
+    async def create_connection(  # type: ignore[override]
+        self, factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:
+        """Connects through the simulated network."""
+        process = PROCESS.get()
+        if process is None:
+            raise RuntimeError("a connection outside of any simulated process")
+        return await self.network.connect(process, factory, host, port)
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        """Schedules a timer. Those of one moment run in the order in which they were set."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._sequence += 1
+        heapq.heappush(self._timers, (when, self._sequence, timer))
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        """Schedules a timer from now."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        scheduled = self._timers
+        ready: deque[Any] = self._ready  # type: ignore[attr-defined]
+        cancelled: int = self._timer_cancelled_count  # type: ignore[attr-defined]
+        if cancelled > 64 and cancelled * 2 > len(scheduled):
+            kept = []
+            for item in scheduled:
+                if item[2]._cancelled:
+                    item[2]._scheduled = False
+                else:
+                    kept.append(item)
+            heapq.heapify(kept)
+            self._timers = scheduled = kept
+            self._timer_cancelled_count = 0
+        while scheduled and scheduled[0][2]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)[2]._scheduled = False
+        if ready:
+            self._still_turns += 1
+            if self._still_turns > STALL_TURNS_MAX:
+                raise SimulationStuckError(f"something is always ready at {self._now:.3f}")
+        else:
+            if not scheduled:
+                if self._stopping:  # type: ignore[attr-defined]
+                    return
+                raise SimulationStuckError("nothing will ever happen")
+            self._still_turns = 0
+            self._now = max(self._now, scheduled[0][0])
+        now = self._now
+        while scheduled and scheduled[0][0] <= now:
+            timer = heapq.heappop(scheduled)[2]
+            timer._scheduled = False
+            ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            process = handle._context.get(PROCESS)
+            if process is not None:
+                if not process.is_alive:
+                    continue
+                if process.is_paused:
+                    process.held.append(handle)
+                    continue
+            handle._run()
+
+    def _check_closed(self) -> None:
+        """Coroutines that are collected after the run still run their `finally` blocks."""
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps, so nobody needs to be woken."""
+
+    def _note_problem(self, _loop: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        process = PROCESS.get()
+        if isinstance(error, PowerLossError) or (process is not None and not process.is_alive):
+            return  # a process that dies in the middle of a callback
+        self.problems.append(f"{context.get('message')}: {type(error).__name__}: {error}")
+
+
+class HostClock:
+    """A machine's clocks: exact monotonic time, wall time that may jump."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self.offset_ms = 0
+
+    def wall_ms(self) -> int:
+        """Returns milliseconds since the epoch, as this machine believes."""
+        return WALL_START_MS + int(self._loop.time() * 1000) + self.offset_ms
+
+    def monotonic(self) -> float:
+        """Returns virtual seconds."""
+        return self._loop.time()
+
+
+def run_virtual(make_main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
+    """Runs a coroutine to its end on a loop of its own."""
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(make_main(loop))
+    finally:
+        asyncio.set_event_loop(None)
+        loop._ready.clear()  # type: ignore[attr-defined]
+        loop._timers.clear()
+        loop.close()

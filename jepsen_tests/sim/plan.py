@@ -1,0 +1,94 @@
+"""What one seed decides about a run: sizes, latencies, and which faults are mixed how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+FAULTS = (
+    "kill",
+    "kill-leader",
+    "power",
+    "power-leader",
+    "power-all",
+    "pause",
+    "pause-leader",
+    "isolate",
+    "isolate-leader",
+    "one-way",
+    "halves",
+    "bridge",
+    "ring",
+    "heal",
+    "slow-link",
+    "narrow-link",
+    "reset",
+    "slow-disk",
+    "fail-sync",
+    "disk-full",
+    "crash-point",
+    "clock-jump",
+    "bit-flip",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run. Derived from a seed by `make_plan`, or written by hand in a test.
+
+    Attributes:
+        seed: Decides all chance during the run too.
+        replicas: 1, 3 or 5.
+        seconds: Virtual time under load and faults.
+        weights: How likely each fault is; those not named never happen.
+        gap_s: Mean time between two faults.
+        clients: How many clients write.
+        pause_s: How long a client rests between two operations.
+        delay_s, jitter_s: Of every packet.
+        sync_s: What a sync of the disk takes.
+        segment_bytes: Of the CommitLog.
+        body_bytes: Largest message body.
+        window: Operations one client has under way at a time (broker layer).
+    """
+
+    seed: int
+    replicas: int = 5
+    seconds: float = 20.0
+    weights: dict[str, float] = field(default_factory=dict)
+    gap_s: float = 0.6
+    clients: int = 3
+    pause_s: float = 0.02
+    delay_s: float = 0.0005
+    jitter_s: float = 0.0005
+    sync_s: float = 0.002
+    segment_bytes: int = 64 * 1024
+    body_bytes: int = 600
+    window: int = 4
+
+
+def make_plan(
+    seed: int, *, replicas: int | None = None, seconds: float | None = None, only: tuple[str, ...] = ()
+) -> Plan:
+    """Draws a plan, swarm style: each seed leaves most kinds of faults out.
+
+    A mix of everything hides what needs two kinds only, again and again.
+    """
+    random = Random(f"plan/{seed}")
+    kinds = [name for name in FAULTS if name != "heal"]
+    chosen = list(only) or random.sample(kinds, random.choice((1, 2, 2, 3, 3, 4, 6, 10)))
+    weights = {name: random.choice((1.0, 1.0, 2.0, 4.0)) for name in chosen}
+    weights["heal"] = sum(weights.values()) * random.choice((0.2, 0.5, 1.0))
+    return Plan(
+        seed=seed,
+        replicas=replicas or random.choice((3, 5, 5)),
+        seconds=seconds or random.choice((8.0, 15.0, 25.0)),
+        weights=weights,
+        gap_s=random.choice((0.15, 0.4, 0.4, 0.8, 1.6)),
+        clients=random.choice((1, 2, 4)),
+        pause_s=random.choice((0.01, 0.03, 0.1)),
+        delay_s=random.choice((0.0002, 0.001, 0.005, 0.02)),
+        jitter_s=random.choice((0.0, 0.0005, 0.005, 0.03)),
+        sync_s=random.choice((0.0003, 0.002, 0.01, 0.04)),
+        body_bytes=random.choice((10, 300, 3_000, 12_000)),
+        window=random.choice((1, 2, 6)),
+    )

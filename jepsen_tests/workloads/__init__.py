@@ -1,0 +1,1 @@
+"""What clients do during a run, and the histories they write."""
