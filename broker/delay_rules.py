@@ -15,8 +15,6 @@ exact to the millisecond instead of being rounded to a tick.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,7 +48,6 @@ _TIMER_NAMES = (
     Property.TIMER_DELIVER_MS,
 )
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
-_HANDLE_VERSION = "v1"
 
 
 def parse_levels(text: str) -> tuple[int, ...]:
@@ -255,39 +252,3 @@ def delivered(stored: bytes) -> Delivery:
         named.get(Property.KEYS, "").encode().split(),
     )
     return Delivery(topic, int(queue_id), encoded)
-
-
-# --- recall -------------------------------------------------------------------------------------
-
-
-class RecallHandle(NamedTuple):
-    """What names a waiting message towards clients."""
-
-    topic: str
-    broker_name: str
-    deliver_ms: int
-    unique_key: str
-
-    def encode(self) -> str:
-        """Returns the handle as clients get it."""
-        text = " ".join(
-            (_HANDLE_VERSION, self.topic, self.broker_name, str(self.deliver_ms), self.unique_key)
-        )
-        return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def decode_handle(text: str) -> RecallHandle:
-    """Returns a handle as a client sent it.
-
-    Raises:
-        InvalidParameterError: It is not one of version 1.
-    """
-    try:
-        padded = text + "=" * (-len(text) % 4)
-        raw = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True)
-        words = raw.decode().split(" ")
-    except (ValueError, binascii.Error):
-        words = []
-    if len(words) != 5 or words[0] != _HANDLE_VERSION or not _NUMBER.fullmatch(words[3]):
-        raise InvalidParameterError("recall failed, handle is invalid")
-    return RecallHandle(words[1], words[2], int(words[3]), words[4])

@@ -6,10 +6,11 @@ import msgspec
 
 from broker.catalog import NotCreatedYetError
 from broker.config import TimersSection
-from broker.delay_rules import DelayRules, Parking, RecallHandle, parse_levels
+from broker.delay_rules import DelayRules, Parking, parse_levels
 from broker.intake import Intake
 from dledger.clock import Clock
 from dledger.errors import FlowControlError
+from dledger.message import RecallHandle
 from dledger.model import TopicConfig
 from store.state_store import StateStore
 

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from dledger.client.sync_admin import Admin
     from dledger.errors import DLedgerError
     from dledger.message import Message, ReceivedMessage
-    from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, SendStatus, TopicConfig
+    from dledger.model import (
+        ConsumeFrom,
+        GroupConfig,
+        MessageModel,
+        MessageQueue,
+        SendStatus,
+        TopicConfig,
+    )
 
 __all__ = [
     "Admin",
@@ -46,6 +53,7 @@ __all__ = [
     "DLedgerError",
     "GroupConfig",
     "Message",
+    "MessageModel",
     "MessageQueue",
     "Producer",
     "ProducerConfig",
@@ -88,7 +96,14 @@ _HOMES = {
     "dledger.client.sync_admin": ("Admin",),
     "dledger.errors": ("DLedgerError",),
     "dledger.message": ("Message", "ReceivedMessage"),
-    "dledger.model": ("ConsumeFrom", "GroupConfig", "MessageQueue", "SendStatus", "TopicConfig"),
+    "dledger.model": (
+        "ConsumeFrom",
+        "GroupConfig",
+        "MessageModel",
+        "MessageQueue",
+        "SendStatus",
+        "TopicConfig",
+    ),
 }
 
 

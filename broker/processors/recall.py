@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from broker.context import BrokerContext
-from broker.delay_rules import decode_handle
 from broker.timers import TimerDelivery
 from dledger.errors import (
     DLedgerError,
@@ -12,7 +11,7 @@ from dledger.errors import (
     PermissionDeniedError,
     TopicNotFoundError,
 )
-from dledger.message import Property, decode_properties, stored_properties
+from dledger.message import Property, decode_handle, decode_properties, stored_properties
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import RecallMessageHeader
 from dledger.remoting.server import Connection

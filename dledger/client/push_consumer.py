@@ -18,7 +18,7 @@ from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
 from dledger.errors import ClientClosedError, ConfigError
 from dledger.message import ReceivedMessage, validate_group
-from dledger.model import ConsumeFrom, MessageQueue
+from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 
 AsyncHandler = Callable[[ReceivedMessage], Awaitable[object]]
 
@@ -43,6 +43,7 @@ class AsyncPushConsumer:
         subscriptions: Mapping[str, str],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
+        message_model: MessageModel = MessageModel.CLUSTERING,
         config: PushConsumerConfig | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -55,6 +56,8 @@ class AsyncPushConsumer:
             nameserver: `host:port`, several joined by `;`, or a sequence; by default the variable
                 `DLEDGER_NAMESERVER`.
             consume_from: Where the group begins in a queue of which it never committed an offset.
+            message_model: `BROADCASTING`: every member gets every message, and each keeps its own
+                offsets in a local file.
             config: Intervals and limits.
             clock: For tests.
 
@@ -78,6 +81,7 @@ class AsyncPushConsumer:
             },
             consume_from,
             self.config,
+            message_model,
         )
         self._handed: set[Delivery] = set()  # by iteration, not yet followed by another
         self._running = 0
@@ -172,8 +176,8 @@ class AsyncPushConsumer:
     async def run(self, handler: AsyncHandler, *, concurrency: int = 1) -> None:
         """Hands every message to `handler` until `stop` or `close`.
 
-        A message is processed when the handler returns. If it raises, the message comes again
-        after a pause, and others go on meanwhile.
+        A message is processed when the handler returns. If it raises, or has called `nack`, the
+        message goes back to the broker and comes again later; others go on meanwhile.
 
         Args:
             handler: Awaited with each message.

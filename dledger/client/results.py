@@ -20,6 +20,7 @@ class SendResult(msgspec.Struct, frozen=True):
         outcome_unknown_attempts: Earlier attempts that may have stored the message as well. 0
             means that it is certainly there once.
         attempts: All attempts, this one included.
+        recall_handle: Takes a delayed message back before its time; empty for others.
     """
 
     message_id: str
@@ -29,6 +30,7 @@ class SendResult(msgspec.Struct, frozen=True):
     status: SendStatus = SendStatus.SEND_OK
     outcome_unknown_attempts: int = 0
     attempts: int = 1
+    recall_handle: str = ""
 
 
 class PullResult(msgspec.Struct, frozen=True):

@@ -220,7 +220,14 @@ class BatchSender:
                 at = stop
             else:
                 result = SendResult(
-                    item.key, ids[at], stored, offset + at, status, item.unknown, attempts
+                    item.key,
+                    ids[at],
+                    stored,
+                    offset + at,
+                    status,
+                    item.unknown,
+                    attempts,
+                    ext.get("recallHandle", "") if count == 1 else "",
                 )
                 at += 1
             if not item.future.done():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import datetime
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from dledger.client.config import (
     PullConsumerConfig,
     PushConsumerConfig,
 )
+from dledger.client.encoding import delayed
 from dledger.client.group_reader import Delivery
 from dledger.client.producer import AsyncProducer
 from dledger.client.pull_consumer import AsyncPullConsumer
@@ -25,7 +27,7 @@ from dledger.client.results import ProducerStatistics, SendResult
 from dledger.client.topics import Target
 from dledger.errors import ClientClosedError, ConfigError
 from dledger.message import Message, ReceivedMessage
-from dledger.model import ConsumeFrom, MessageQueue
+from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 
 Handler = Callable[[ReceivedMessage], object]
 
@@ -75,13 +77,27 @@ class Producer:
         self.close()
 
     def send(
-        self, message: Message, *, queue: Target = None, shard_key: str | None = None
+        self,
+        message: Message,
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> SendResult:
         """Sends one message and returns when it is committed. See `AsyncProducer.send`."""
-        return self.submit(message, queue=queue, shard_key=shard_key).result()
+        return self.submit(
+            message, queue=queue, shard_key=shard_key, delay=delay, deliver_at=deliver_at
+        ).result()
 
     def submit(
-        self, message: Message, *, queue: Target = None, shard_key: str | None = None
+        self,
+        message: Message,
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> concurrent.futures.Future[SendResult]:
         """Sends one message and returns at once; its result comes in the future.
 
@@ -90,8 +106,10 @@ class Producer:
 
         Raises:
             ClientClosedError: (definite) Closed or not started.
+            InvalidParameterError, MessageRejectedError: (definite) The delay makes no sense.
         """
         future: concurrent.futures.Future[SendResult] = concurrent.futures.Future()
+        message = delayed(message, delay, deliver_at)
         future.set_running_or_notify_cancel()  # it cannot be called back, so not cancelled either
         self._room.acquire()
         try:
@@ -112,10 +130,21 @@ class Producer:
         return self._loop.run(self._inner.send_batch(messages, queue=queue, shard_key=shard_key))
 
     def send_oneway(
-        self, message: Message, *, queue: Target = None, shard_key: str | None = None
+        self,
+        message: Message,
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> None:
         """Sends one message and does not ask what became of it."""
+        message = delayed(message, delay, deliver_at)
         self._loop.run(self._inner.send_oneway(message, queue=queue, shard_key=shard_key))
+
+    def recall(self, handle: str) -> None:
+        """Takes a delayed message back before its time. See `AsyncProducer.recall`."""
+        self._loop.run(self._inner.recall(handle))
 
     def wait_idle(self) -> None:
         """Waits until every message sent so far has its result."""
@@ -170,6 +199,7 @@ class PushConsumer:
         subscriptions: Mapping[str, str],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
+        message_model: MessageModel = MessageModel.CLUSTERING,
         config: PushConsumerConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing. See `AsyncPushConsumer`."""
@@ -179,6 +209,7 @@ class PushConsumer:
             subscriptions=subscriptions,
             nameserver=nameserver,
             consume_from=consume_from,
+            message_model=message_model,
             config=config,
         )
         self._reader = self._inner.reader
@@ -254,8 +285,8 @@ class PushConsumer:
     def run(self, handler: Handler, *, threads: int = 1) -> None:
         """Hands every message to `handler` until `stop` or `close`; blocks meanwhile.
 
-        A message is processed when the handler returns. If it raises, the message comes again
-        after a pause, and others go on meanwhile.
+        A message is processed when the handler returns. If it raises, or has called `nack`, the
+        message goes back to the broker and comes again later; others go on meanwhile.
 
         Args:
             handler: Called with each message, in the calling thread if `threads` is 1.

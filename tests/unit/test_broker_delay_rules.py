@@ -7,14 +7,14 @@ import pytest
 from broker.delay_rules import (
     DEFAULT_LEVELS,
     DelayRules,
-    RecallHandle,
-    decode_handle,
     delivered,
     is_delayed,
     parse_levels,
 )
 from dledger.errors import ConfigError, InvalidParameterError, MessageRejectedError
 from dledger.message import (
+    RecallHandle,
+    decode_handle,
     decode_properties,
     decode_stored,
     encode_properties,
