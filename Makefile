@@ -9,11 +9,15 @@ export PYTHONSAFEPATH := 1
 
 MESSAGES ?= 20000
 
-.PHONY: help demo test test-quick lint fmt wheel clean
+SEED     ?= 1
+
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full lint fmt wheel clean
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
 	@echo "make test   the whole test suite"
+	@echo "make jepsen-smoke   clusters of real processes under faults, judged; at most 6 minutes"
+	@echo "make jepsen-full    the same with every fault and workload; about an hour"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make wheel  build the wheel into dist/"
@@ -35,6 +39,14 @@ test: $(STAMP)
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -q tests/unit tests/property
+
+jepsen-smoke: $(STAMP)
+	@jepsen_tests/setup.sh
+	$(BIN)/dledger jepsen matrix --tier smoke --seed $(SEED)
+
+jepsen-full: $(STAMP)
+	@jepsen_tests/setup.sh
+	$(BIN)/dledger jepsen matrix --tier full --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -32,8 +32,17 @@ SWITCH_INTERVAL_S = 0.0005
 GC_THRESHOLD = 20_000
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a replica until SIGTERM or SIGINT; returns the exit code."""
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    make_broker: Callable[[BrokerConfig], Broker] = Broker,
+) -> int:
+    """Runs a replica until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        arguments: Of the command line; those of this process if None.
+        make_broker: Puts the replica together; tests give it other parts, such as a clock.
+    """
     parser = argparse.ArgumentParser(
         prog="python -P -m broker", description="One replica of a replicated message broker."
     )
@@ -49,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         force=True,
     )
     try:
-        return _run(_serve(config))
+        return _run(_serve(config, make_broker))
     except DLedgerError as error:
         return _complain(f"{config.replica_id} cannot start: {error}", EXIT_FAILED)
     except OSError as error:
@@ -57,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{config.replica_id} cannot start: {what}", EXIT_FAILED)
 
 
-async def _serve(config: BrokerConfig) -> int:
+async def _serve(config: BrokerConfig, make_broker: Callable[[BrokerConfig], Broker]) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    broker = Broker(config)
+    broker = make_broker(config)
     await broker.start()
     # What exists now lives as long as the process: the collector need not look at it again.
     gc.collect()

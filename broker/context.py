@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -113,6 +114,7 @@ class BrokerContext:
         on_fatal: Ends the process.
         host, port: Where clients reach this replica.
         boot_ms: When it started.
+        pid: Of the process, for people.
         counters: What runtime information shows, by name.
     """
 
@@ -130,6 +132,7 @@ class BrokerContext:
     host: str
     port: int
     boot_ms: int
+    pid: int = field(default_factory=os.getpid)
     counters: Counters = field(default_factory=Counters)
 
     @property

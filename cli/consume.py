@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import note
-from cli.errors import UsageError
+from cli.errors import CommandError, UsageError
 from cli.messages import json_line
 from cli.options import JsonOption, NameserverOption, nameservers
 from dledger.errors import DLedgerError, NotFoundError, OffsetOutOfRangeError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _NEVER_S = 1e8
 _COMMIT_S = 1.0
 _LAST_COMMIT_S = 30.0
+_ASSIGN_PATIENCE_S = 15.0
 _POLL_S = 0.1
 _PULL_COUNT = 1000
 _OUT_BYTES = 64 * 1024
@@ -167,13 +168,31 @@ async def _consume_share(job: ConsumeJob, output: Output, stopping: asyncio.Even
                 last = now
                 output.write(message)
             elif job.timeout_s is not None and now - last >= job.timeout_s:
-                break
+                if await consumer.wait_assigned(0.0):
+                    break
+                await _explain_nothing_assigned(job, now - last)
             if now - committed >= _COMMIT_S:
                 output.flush()
                 await _commit(consumer.commit, 0.0)
                 committed = now
         output.flush()
         await _commit(consumer.commit, _LAST_COMMIT_S)
+
+
+async def _explain_nothing_assigned(job: ConsumeJob, waited_s: float) -> None:
+    """Tells a queue without messages from one that could not be read at all.
+
+    Returns while there is hope: an election may be under way.
+
+    Raises:
+        DLedgerError: There is no such topic, nobody answers, or it has taken too long.
+    """
+    from dledger.client.pull_consumer import AsyncPullConsumer
+
+    async with AsyncPullConsumer(job.group, nameserver=job.nameserver) as consumer:
+        await consumer.queues(job.topic)
+    if waited_s >= _ASSIGN_PATIENCE_S:
+        raise CommandError(f"no queue of {job.topic} could be taken within {waited_s:.0f} s")
 
 
 async def _consume_queue(job: ConsumeJob, output: Output, stopping: asyncio.Event) -> None:

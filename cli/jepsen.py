@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Fault injection, simulation and history checks.", no_args_is_help=True)
 app.command("run")(jepsen_run.run)
+app.command("matrix")(jepsen_run.matrix)
 
 
 @app.command("check")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from jepsen_tests.runner import RunResult
 
 _RESULTS = Path("jepsen-results")
-_INSIDE = "DLEDGER_JEPSEN_NAMESPACE"
 _REPLICA_COUNTS = (1, 3, 5)
 
 OutOption = Annotated[
@@ -91,16 +90,44 @@ def run(
     raise typer.Exit(exit_code(result))
 
 
+def matrix(
+    tier: Annotated[
+        str, typer.Option("--tier", help="smoke (at most 6 minutes) or full.")
+    ] = "smoke",
+    seed: SeedOption = 1,
+    out: OutOption = _RESULTS,
+    json_output: JsonOption = False,
+) -> None:
+    """Run many workloads under many faults: exit 0 all valid, 4 one violated, 5 one unknown."""
+    if tier not in ("smoke", "full"):
+        raise UsageError(f"--tier must be smoke or full, not {tier}")
+    able = _prepare()
+    from jepsen_tests import matrix as cells
+    from jepsen_tests.runner import say_to_stderr
+
+    results = cells.run_matrix(tier, seed, out, able, say_to_stderr)
+    if json_output:
+        say_json({"cells": [result.to_json() for result in results]})
+    else:
+        rows = cells.table(results)
+        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        for row in rows:
+            say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))
+        for result in results:
+            for reason in result.reasons:
+                say(f"{result.cell.name}: {result.outcome}: {reason}")
+    raise typer.Exit(cells.matrix_exit_code(results))
+
+
 def _prepare() -> Capabilities:
     """Finds out what can be done here; goes into a user namespace if that is the way to hosts."""
     from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
 
     able = probe_capabilities()
-    if able.backend is Backend.NETNS_USER and not os.environ.get(_INSIDE):
+    if able.backend is Backend.NETNS_USER and not able.nested:
         script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && exec "$@"'
         again = [sys.executable, "-P", "-m", "cli", *sys.argv[1:]]
         command = ["unshare", "-rnm", "sh", "-c", script, "sh", *again]
-        os.environ[_INSIDE] = "1"
         try:
             os.execvp(command[0], command)  # noqa: S606
         except OSError as error:

@@ -95,12 +95,14 @@ class Meta(Record, tag="meta"):
     final_read_required: bool = True  # of every queue with an acknowledged append, after `final`
     # What is promised, where it depends on the configuration.
     read_your_writes: bool = False  # of `eventual` reads, per process
+    replicated_low: bool = False  # min offsets are one counter; False: each node trims by itself
     equal_final_reads: bool = True  # every final read of a queue must show the same log
     commits_monotonic: bool = True  # committed offsets are a max-register; False: search them
     commit_window: int | None = None  # D2: offsets redelivered below the committed one, None = any
     duplicates_max: int | None = None  # D7: per group; None = any number that has a cause
     delay_tolerance_ms: int = 0  # D6: injected clock skew; the report says so when not 0
     check_back_after_ms: int = 0  # D5: no check-back sooner than this after the half message
+    check_back_grace_ms: int = 2000  # D5: one already on its way when the transaction ended
 
 
 # --- the log ------------------------------------------------------------------------------------
@@ -157,6 +159,9 @@ class Read(Record, tag="read"):
     `low` its min offset. A question for the length is a read with `max=0` and `end`. `whole` says
     that an answer shorter than `max` means "there is no more" (else: any non-empty prefix).
     `out_of_range` reports the refusal of `start` below the min offset.
+
+    Eventual reads of one `process` at one `node` are a session, in which the log never shrinks:
+    use a new process number after reconnecting.
     """
 
     process: int
@@ -239,7 +244,8 @@ class Revoke(Record, tag="revoke"):
 class Deliver(Record, tag="deliver"):
     """The application got one message, at time `t`, before it did anything with it.
 
-    `attempt` counts from 1 as the broker reports it (reconsume times + 1).
+    `attempt` counts from 1 as the broker reports it (reconsume times + 1). `queue` is the queue
+    from which it was pulled: a retried message comes from `%RETRY%group@broker/0`.
     """
 
     group: str

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from jepsen_tests.hosts.network import NamespaceNetwork
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.hosts.volumes import FolderVolumes, ImageVolumes, Volumes, remove_tree
 from jepsen_tests.nemeses.base import Bench, Nemesis
+from jepsen_tests.nemeses.limits import remove_groups
 from jepsen_tests.nemeses.monitor import Monitor
 from jepsen_tests.nemeses.registry import make_nemeses
 from jepsen_tests.options import RunOptions
+from jepsen_tests.report.writer import write_report
 from jepsen_tests.run_log import RunLog, merge_histories
 from jepsen_tests.schedule import Schedule
 from jepsen_tests.worker_pool import WorkerPool
@@ -43,6 +46,7 @@ FINAL_INDEX = 90
 _DRAIN_S = 15.0
 _FINAL_S = 120.0
 _PROGRESS_S = 1.0
+_HARNESS_BROKER = "jepsen_tests.hosts.broker"
 _SETTINGS: dict[str, Any] = {"store": {"segment_bytes": 16 * 1024 * 1024}}
 
 Say = Callable[[str], None]
@@ -138,11 +142,14 @@ class _Run:
 
     def _build(self) -> None:
         options = self.options
+        clocks = any(nemesis.needs_clock for nemesis in self.nemeses)
+        module = options.broker_module
         plan = ClusterPlan(
             groups=options.groups,
             replicas=options.replicas,
-            broker_module=options.broker_module,
+            broker_module=_HARNESS_BROKER if clocks and module == "broker" else module,
             broker_arguments={"*": options.broker_arguments},
+            wall_clocks=clocks,
             settings=_SETTINGS,
         )
         self.clients = [f"c{number}" for number in range(1, len(self.workload.workers) + 1)]
@@ -172,6 +179,7 @@ class _Run:
         self.cluster.prepare()
         self.clean_up.add("cluster", self.cluster.stop_all)
         self.clean_up.add("workers", self.pool.kill)
+        self.clean_up.add("limits", partial(remove_groups, self.run_id))
         self.cluster.start_all()
         self.cluster.wait_serving()
         self.say(f"serving: {self.options.replicas} replicas on {self.able.backend.value}")
@@ -198,6 +206,7 @@ class _Run:
             capabilities=self.able,
             monitor=self.monitor,
             chance=random.Random(f"{self.options.seed}-targets"),
+            run_id=self.run_id,
             client_hosts=self.clients,
             worker_pids={worker.plan.host: worker.pid for worker in self.pool.workers},
             target=self.options.target,
@@ -291,8 +300,6 @@ class _Run:
 
     def conclude(self, skipped: dict[str, str]) -> RunResult:
         """Puts the history together, judges it, and writes the report."""
-        from jepsen_tests.report.writer import write_report
-
         self.log.close()
         parts = [self.log.path, *sorted((self.folder / "workers").glob("history-*.jsonl"))]
         history = self.folder / "history.jsonl"
@@ -315,7 +322,9 @@ class _Run:
         if result.outcome is Outcome.VALID and (self.problems or skipped):
             result.reasons += [f"{name}: {reason}" for name, reason in skipped.items()]
             result.outcome = Outcome.UNKNOWN
-        write_report(result, self.options, self.able, self.log, history)
+        write_report(
+            result, self.options, self.able, self.log, history, self.cluster.replicas, versions()
+        )
         if result.outcome is not Outcome.VIOLATED and not self.options.keep_data:
             remove_tree(self.folder / "data")
         return result

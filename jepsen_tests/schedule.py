@@ -69,7 +69,7 @@ class Schedule:
     def _inject(self, nemesis: Nemesis, hold_s: float, inv: int) -> int | None:
         try:
             injection = nemesis.begin(self._bench)
-        except DLedgerError as error:
+        except (DLedgerError, OSError) as error:
             self._trouble(nemesis, "could not begin", error)
             return None
         fault_id = self._log.begin_fault(nemesis.name, injection, inv)
@@ -83,7 +83,7 @@ class Schedule:
     def _end(self, nemesis: Nemesis, injection: Injection, fault_id: int) -> None:
         try:
             nemesis.end(self._bench, injection)
-        except DLedgerError as error:
+        except (DLedgerError, OSError) as error:
             injection.proof["failed"] = str(error)
             self._trouble(nemesis, "could not end", error)
         fault = self._log.end_fault(fault_id, injection)
@@ -99,14 +99,15 @@ class Schedule:
         """Waits until the cluster serves again; if it does not, the load goes on all the same."""
         begin = time.monotonic()
         while time.monotonic() - begin < _RECOVER_S:
-            if self._bench.cluster.status(0.3).is_serving:
+            status = self._bench.cluster.status(0.3)
+            if status.is_serving and self._bench.monitor.knows(status):
                 return
             self._sleep(0.1)
         details = {"afterSeconds": _RECOVER_S}
         self._log.note(Note(name="not serving", t=time.monotonic_ns(), details=details))
         self._say(f"NOT SERVING {_RECOVER_S:g} s after a fault")
 
-    def _trouble(self, nemesis: Nemesis, what: str, error: DLedgerError) -> None:
+    def _trouble(self, nemesis: Nemesis, what: str, error: Exception) -> None:
         details = {"nemesis": nemesis.name, "error": str(error)}
         self._log.note(Note(name=f"nemesis {what}", t=time.monotonic_ns(), details=details))
         self._say(f"{nemesis.name} {what}: {error}")

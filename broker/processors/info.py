@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,7 +78,7 @@ class InfoProcessor:
             "durableIndex": raft.durable_index,
             "logBytes": log.size_bytes,
             "diskFull": context.gate.is_disk_full,
-            "pid": os.getpid(),
+            "pid": context.pid,
             "topicCount": len(store.topics),
             "groupCount": len(store.groups),
             "parkedPulls": long_polls.parked_count,

@@ -32,6 +32,7 @@ STATUS = {
     int(ResponseCode.FLUSH_SLAVE_TIMEOUT): SendStatus.FLUSH_SLAVE_TIMEOUT,
 }
 _NOT_LEADER_HINTS_MAX = 2  # believe so many hints in a row; then ask round instead
+_ATTEMPT_MIN_S = 0.2
 
 
 @dataclass(slots=True)
@@ -107,17 +108,19 @@ class BatchSender:
         error: DLedgerError = RequestTimeoutError("no attempt could be made in time")
         failures = hints = 0
         loop = asyncio.get_running_loop()
+        # An attempt that cannot be answered in time would only make a refusal unknown.
+        room_s = min(_ATTEMPT_MIN_S, self._config.send_timeout_s / 4)
         while True:
             deadline = batch[0].deadline
-            if loop.time() >= deadline:
-                return self._expire(batch, error, loop.time())
+            if loop.time() >= deadline - room_s:
+                return self._expire(batch, error, loop.time() + room_s)
             try:
                 address = await self._session.leader(
-                    queue.broker_name, deadline, confirm=hints >= _NOT_LEADER_HINTS_MAX
+                    queue.broker_name, deadline - room_s, confirm=hints >= _NOT_LEADER_HINTS_MAX
                 )
             except DLedgerError as exc:
                 error = exc if not failures else error
-                if loop.time() < deadline:
+                if loop.time() < deadline - room_s:
                     return self._fail(batch, error)  # closed
                 continue
             self.requests += 1

@@ -56,6 +56,7 @@ from dledger.remoting.headers import GetRouteHeader, to_ext
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPT_MIN_S = 0.2
 _SILENCE_S = 0.5  # without an answer, until the other replicas are asked
 _GUESS_REFRESH_S = 1.0  # a topic that is about to be created gets its real route soon
 
@@ -391,7 +392,8 @@ class ClientSession:
             )
             if final:
                 raise error
-            if step is Step.GIVE_UP or loop.time() >= deadline:
+            # One more attempt that cannot be answered in time would hide what the last one said.
+            if step is Step.GIVE_UP or loop.time() >= deadline - min(_ATTEMPT_MIN_S, limit / 4):
                 raise error
             hints = hints + 1 if step is Step.FIND_LEADER else 0
             if step is Step.WAIT:

@@ -176,6 +176,7 @@ class Engine(SyncObj):  # type: ignore[misc]
     def begin_round(self) -> int:
         """Broadcasts a heartbeat and returns its number, for a read barrier."""
         engine_clock.set(self._clock)
+        invariant(self._SyncObj__raftState == LEADER, "only a leader may broadcast")
         self._SyncObj__sendAppendEntries()
         return self._round
 

@@ -110,6 +110,7 @@ class RaftNode:
         self._serving_term: int | None = None
         self._told_leader: tuple[str | None, int] = (None, 0)
         self._apply_blocked_until = 0.0
+        self._apply_error: DiskFullError | None = None  # why committed entries wait
         self._engine = engine_class(replica_id, list(peer_ids), config, log, self, clock, random)
         self._engine.restore(machine.applied_index)
 
@@ -217,7 +218,7 @@ class RaftNode:
             NotLeaderError: This replica does not serve as leader.
             FlowControlError: Too many bytes are under way.
             ProposalRejectedError: The command is larger than `entry_bytes_max`.
-            DiskFullError: No room in the log.
+            DiskFullError: No room in the log, or not for the effects of entries already committed.
 
         The callback's error is LeadershipLostError or CommitTimeoutError (indefinite), or
         ProposalRejectedError (definite: another entry took the place).
@@ -236,6 +237,9 @@ class RaftNode:
             raise FlowControlError(
                 f"raft.pending_bytes_max: {self._pending_bytes} bytes are under way"
             )
+        if self._apply_error is not None:
+            # It could be committed but not answered: more of what nobody can be told of.
+            raise self._apply_error
         self._log.reserve(size + self._log.record_header_bytes)
         try:
             index = self._engine.propose(command)
@@ -268,9 +272,14 @@ class RaftNode:
 
         Raises:
             NotLeaderError: This replica does not serve, or stopped serving meanwhile.
+            DiskFullError: Committed entries cannot be applied for want of space.
         """
-        if self._serving_term is None:
+        # Not `_serving_term`: a message may have deposed this leader just now, and its broadcast
+        # would carry the new term, as if two led in it.
+        if self._stopped or not self.is_serving:
             raise NotLeaderError(self.leader_id, self.term)
+        if self._apply_error is not None:
+            raise self._apply_error
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         commit_index = self.commit_index
         self._barriers.append((self._engine.begin_round(), commit_index, future))
@@ -295,9 +304,15 @@ class RaftNode:
             results = self._machine.apply(entries)
         except DiskFullError as error:
             # The log is safe; the state catches up when there is space again.
-            logger.warning("cannot apply committed entries: %s", error)
+            if self._apply_error is None:
+                logger.warning("cannot apply committed entries: %s", error)
+            self._apply_error = error
             self._apply_blocked_until = self._clock.monotonic() + APPLY_RETRY_S
+            self._fail_barriers(error)
             return False
+        if self._apply_error is not None:
+            self._apply_error = None
+            logger.info("committed entries are applied again: applied_index=%d", self.applied_index)
         pending = self._pending
         if pending:
             for entry, result in zip(entries, results, strict=True):

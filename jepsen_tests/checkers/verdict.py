@@ -143,10 +143,10 @@ class Verdict:
 
 def span_of(record: Record) -> tuple[int, int]:
     """Returns when a record began and ended, in its clock's nanoseconds."""
-    begin = getattr(record, "inv", None)
+    begin: int | None = getattr(record, "inv", None)
     if begin is None:
-        begin = getattr(record, "t", 0)
-    end = getattr(record, "ret", None)
+        begin = int(getattr(record, "t", 0))
+    end: int | None = getattr(record, "ret", None)
     return begin, begin if end is None else end
 
 

@@ -38,6 +38,7 @@ class Capabilities:
         strace: Failing and slow system calls.
         cgroup: CPU and memory limits.
         prlimit: Descriptor and file size limits.
+        nested: We are inside a user namespace already.
     """
 
     netns: str
@@ -49,19 +50,20 @@ class Capabilities:
     strace: str
     cgroup: str
     prlimit: str
+    nested: bool = False
 
     @property
     def backend(self) -> Backend:
         """The best way to make hosts here."""
         if not self.netns and not self.nft:
-            return Backend.NETNS_ROOT
+            return Backend.NETNS_USER if self.nested else Backend.NETNS_ROOT
         if not self.user_netns:
             return Backend.NETNS_USER
         return Backend.PROXY
 
     def to_json(self) -> dict[str, str]:
         """Returns a table for the report: `yes`, or why not."""
-        table = {name: text or "yes" for name, text in asdict(self).items()}
+        table = {name: text or "yes" for name, text in asdict(self).items() if name != "nested"}
         return {"backend": self.backend.value, **table}
 
 
@@ -94,7 +96,16 @@ def probe_capabilities() -> Capabilities:
         strace=_probe_strace(),
         cgroup=_probe_cgroup(),
         prlimit="" if _has("prlimit") else "prlimit is not installed",
+        nested=_is_nested(),
     )
+
+
+def _is_nested() -> bool:
+    try:
+        first, outside, count = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[:3]
+    except (OSError, ValueError):
+        return False
+    return (first, outside, count) != ("0", "0", "4294967295")
 
 
 def _has(tool: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cli import probe
 from cli.status import ClusterStatus, ReplicaQuestion, ReplicaStatus, ask_cluster
 from cli.supervisor import ProcessPlan, Supervisor, log_tail
 from dledger.clock import Clock, SystemClock
@@ -31,6 +32,8 @@ class ClusterPlan:
     Attributes:
         broker_module: Package run for a replica; the harness's own to plant a fault or a clock.
         broker_arguments: Further arguments of that module, by replica id or `*` for all.
+        wall_clocks: Each replica's wall time is off by what a file of its own says; needs the
+            harness's broker module.
         settings: Further keys of every `broker.toml`, nested.
     """
 
@@ -38,6 +41,7 @@ class ClusterPlan:
     replicas: int = 3
     broker_module: str = "broker"
     broker_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    wall_clocks: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def group_names(self) -> list[str]:
@@ -109,11 +113,14 @@ class ClusterUnderTest:
         }
         config = home / "broker.toml"
         config.write_text(render_toml({**settings, **self.plan.settings}), encoding="utf-8")
-        extra = self.plan.broker_arguments
+        given = self.plan.broker_arguments
+        extra = [*given.get("*", ()), *given.get(replica, ())]
+        if self.plan.wall_clocks:
+            extra += ["--wall-clock", str(self.clock_file(replica))]
         self._plans[replica] = ProcessPlan(
             name=replica,
             module=self.plan.broker_module,
-            arguments=("--config", str(config), *extra.get("*", ()), *extra.get(replica, ())),
+            arguments=("--config", str(config), *extra),
             marker=str(config),
             directory=home,
             prefix=(*self.volumes.command_prefix(replica), *self.network.command_prefix(replica)),
@@ -193,6 +200,21 @@ class ClusterUnderTest:
     def log_tail(self, name: str) -> str:
         """Returns the last lines of a process's log."""
         return log_tail(self._plans[name])
+
+    # --- clocks -----------------------------------------------------------------------------------
+
+    def clock_file(self, replica: str) -> Path:
+        """Returns the file that says how far off a replica's wall time is."""
+        return self.directory / replica / "wall-clock"
+
+    def wall_offset_ms(self, replica: str) -> int | None:
+        """Returns how far off a replica's wall time is by its own words; good to a second."""
+        address = self.addressing.control(replica)
+        table = self.network.call(lambda: probe.broker_runtime(address, timeout_s=1.0))
+        if table is None:
+            return None
+        runtime_s = int(table["runtime"].strip("[] ").split()[0])
+        return int(table["bootTimestamp"]) + 1000 * runtime_s - self._clock.wall_ms()
 
     # --- state ------------------------------------------------------------------------------------
 

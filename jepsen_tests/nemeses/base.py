@@ -54,6 +54,7 @@ class Bench:
     """What nemeses act on.
 
     Attributes:
+        run_id: What everything that this run makes carries in its name.
         client_hosts: Where the workers run.
         worker_pids: Pids of the workers by host.
         target: Aim of every injection, or empty for a choice by chance among those that fit.
@@ -64,6 +65,7 @@ class Bench:
     capabilities: Capabilities
     monitor: Monitor
     chance: random.Random
+    run_id: str
     client_hosts: Sequence[str]
     worker_pids: dict[str, int]
     target: str = ""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cli.status import ClusterStatus
 from dledger.errors import DLedgerError
 from jepsen_tests.history import Note
 from jepsen_tests.hosts.cluster import ClusterUnderTest
@@ -52,6 +53,14 @@ class Monitor:
     def current(self, group: str) -> LeaderSeen | None:
         """Returns the last leader seen."""
         return next((seen for seen in reversed(self._seen) if seen.group == group), None)
+
+    def knows(self, status: ClusterStatus) -> bool:
+        """Returns whether the leaders of a status have all been seen and noted."""
+        for group in status.groups:
+            seen = self.current(group.name)
+            if group.leader is not None and (seen is None or seen.term < (group.term or 0)):
+                return False
+        return True
 
     def changes_within(self, begin_ns: int, end_ns: int) -> list[LeaderSeen]:
         """Returns the leaders that came to lead in an interval, the very first ones not."""

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from jepsen_tests.hosts.capabilities import Capabilities
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.nemeses.base import Nemesis
+from jepsen_tests.nemeses.clocks import ClockNemesis
+from jepsen_tests.nemeses.disks import DiskNemesis, PowerNemesis, RotNemesis
+from jepsen_tests.nemeses.limits import LimitNemesis
+from jepsen_tests.nemeses.links import LinkNemesis
+from jepsen_tests.nemeses.mixes import MixNemesis
 from jepsen_tests.nemeses.partitions import ClientCutNemesis, IsolateNemesis, TopologyNemesis
 from jepsen_tests.nemeses.processes import KillNemesis, PauseNemesis
 
@@ -18,6 +23,13 @@ NEMESES: Mapping[str, type[Nemesis]] = {
         ClientCutNemesis,
         KillNemesis,
         PauseNemesis,
+        LinkNemesis,
+        ClockNemesis,
+        DiskNemesis,
+        PowerNemesis,
+        RotNemesis,
+        LimitNemesis,
+        MixNemesis,
     )
 }
 

@@ -43,7 +43,8 @@ class Plan:
         weights: How likely each fault is; those not named never happen.
         gap_s: Mean time between two faults.
         clients: How many clients write.
-        pause_s: How long a client rests between two operations.
+        rate: Operations a second that all clients together begin, at most.
+        heartbeat_ms: Of the leader; the other times of Raft are multiples of it.
         delay_s, jitter_s: Of every packet.
         sync_s: What a sync of the disk takes.
         segment_bytes: Of the CommitLog.
@@ -57,7 +58,8 @@ class Plan:
     weights: dict[str, float] = field(default_factory=dict)
     gap_s: float = 0.6
     clients: int = 3
-    pause_s: float = 0.02
+    rate: float = 60.0
+    heartbeat_ms: int = 75
     delay_s: float = 0.0005
     jitter_s: float = 0.0005
     sync_s: float = 0.002
@@ -85,7 +87,8 @@ def make_plan(
         weights=weights,
         gap_s=random.choice((0.15, 0.4, 0.4, 0.8, 1.6)),
         clients=random.choice((1, 2, 4)),
-        pause_s=random.choice((0.01, 0.03, 0.1)),
+        rate=random.choice((8.0, 20.0, 20.0, 80.0)),
+        heartbeat_ms=random.choice((75, 150, 150, 300)),
         delay_s=random.choice((0.0002, 0.001, 0.005, 0.02)),
         jitter_s=random.choice((0.0, 0.0005, 0.005, 0.03)),
         sync_s=random.choice((0.0003, 0.002, 0.01, 0.04)),

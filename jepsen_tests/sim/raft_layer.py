@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 
 from dledger.errors import DLedgerError
-from dledger.raft.config import RaftConfig
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
 from jepsen_tests.history import Append, Read, make_value
@@ -120,7 +119,7 @@ class RaftServer:
         node = self.node_class(
             replica_id=host.name,
             peer_ids=list(peers),
-            config=RaftConfig(),
+            config=world.raft_config(),
             log=log,
             machine=self.machine,
             transport=transport,
@@ -194,7 +193,7 @@ class RaftClients:
         world = self._world
         process, sequence = self.process(), 0
         while world.loop.time() < until:
-            await asyncio.sleep(random.expovariate(1.0 / world.plan.pause_s))
+            await asyncio.sleep(random.expovariate(world.plan.rate / world.plan.clients))
             serving = world.serving()
             if not serving:
                 await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -21,7 +22,6 @@ from jepsen_tests.sim.raft_layer import RaftClients, RaftServer
 from jepsen_tests.sim.verdict import judge
 from jepsen_tests.sim.world import (
     CONVERGE_BOUND_S,
-    LEADER_BOUND_S,
     PROGRESS_BOUND_S,
     LivenessError,
     World,
@@ -71,7 +71,7 @@ def run_plan(plan: Plan, settings: Settings | None = None) -> Result:
     """Runs one plan on a virtual loop of its own. Equal plans give equal results."""
     settings = settings or Settings()
     result = Result(seed=plan.seed, layer=settings.layer)
-    begin = time.perf_counter()
+    begin = time.process_time()
     was_enabled, disabled_before = gc.isenabled(), logging.root.manager.disable
     gc.disable()  # collection would run at moments that no seed decides
     logging.disable(logging.CRITICAL)
@@ -83,7 +83,7 @@ def run_plan(plan: Plan, settings: Settings | None = None) -> Result:
         logging.disable(disabled_before)
         if was_enabled:
             gc.enable()
-    result.real_s = time.perf_counter() - begin
+    result.real_s = time.process_time() - begin
     return result
 
 
@@ -108,6 +108,11 @@ async def _main(loop: VirtualLoop, plan: Plan, settings: Settings, result: Resul
         await _phases(world, clients)
     except LivenessError as error:
         world.oracle.violated("liveness", str(error))
+    except SimulationStuckError:
+        raise
+    except Exception as error:  # a run in which the harness or a client breaks proves nothing
+        where = traceback.format_exc().strip().splitlines()[-3].strip()
+        world.oracle.violated("exception", f"{type(error).__name__}: {error} ({where})")
     finally:
         observer.cancel()
         for host in world.hosts.values():
@@ -125,7 +130,7 @@ async def _phases(world: World, clients: Any) -> None:
     for host in world.hosts.values():
         world.start(host)
     prepare = getattr(clients, "prepare", None)
-    await world.wait("a first leader", world.leader, LEADER_BOUND_S)
+    await world.wait("a first leader", world.leader, world.leader_bound_s())
     if prepare is not None:
         await prepare()
     world.phase("load")
@@ -137,8 +142,7 @@ async def _phases(world: World, clients: Any) -> None:
     world.phase("heal")
     world.heal()
     healed = loop.time()
-    bound = LEADER_BOUND_S + max(host.disk.sync_s for host in world.hosts.values()) * 10
-    await world.wait("a leader that serves", world.leader, bound)
+    await world.wait("a leader that serves", world.leader, world.leader_bound_s())
     world.leader_s = loop.time() - healed  # type: ignore[attr-defined]
     await clients.prove_progress(loop.time() + PROGRESS_BOUND_S)
     if clients.progress_at < healed:
@@ -165,7 +169,10 @@ def _fill(result: Result, world: World, clients: Any) -> None:
     result.delivered = world.network.delivered
     result.leader_s = getattr(world, "leader_s", 0.0)
     result.violations = world.oracle.violations + judge(
-        world.history, finished=not world.oracle.violations
+        world.history,
+        nodes=[host.name for host in world.healthy()],
+        start_s=world.start_s,
+        finished=not world.oracle.violations,
     )
     for violation in result.violations:
         world.trace.note("VIOLATION", f"{violation.rule}: {violation.text}")

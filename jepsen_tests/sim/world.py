@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Protocol
 
 from dledger.errors import CorruptRecordError, DiskFullError, InvariantError, StoreError
+from dledger.raft.config import RaftConfig
 from dledger.raft.engine import Engine
 from jepsen_tests.history import Fault, Note, Phase, Record
 from jepsen_tests.sim.host import Host
@@ -18,7 +19,7 @@ from jepsen_tests.sim.oracle import Oracle
 from jepsen_tests.sim.plan import Plan
 from jepsen_tests.sim.trace import Trace
 
-LEADER_BOUND_S = 6.0
+LEADER_BOUND_S = 3.0
 PROGRESS_BOUND_S = 4.0
 CONVERGE_BOUND_S = 12.0
 OBSERVE_S = 0.05
@@ -83,6 +84,21 @@ class World:
                 sync_s=plan.sync_s,
                 ignores_sync=ignores_sync,
             )
+
+    def raft_config(self) -> RaftConfig:
+        """Returns the group's settings: the default ones, stretched with the heartbeat."""
+        beat = self.plan.heartbeat_ms
+        return RaftConfig(
+            heartbeat_ms=beat,
+            election_timeout_min_ms=4 * beat,
+            election_timeout_max_ms=8 * beat,
+            check_quorum_ms=12 * beat,
+        )
+
+    def leader_bound_s(self) -> float:
+        """Returns how long a healed group may be without a leader that serves."""
+        slowest = max(host.disk.sync_s for host in self.hosts.values())
+        return LEADER_BOUND_S + 0.04 * self.plan.heartbeat_ms + 10 * slowest
 
     def now_ns(self) -> int:
         """Returns the virtual time in ns, for the history."""

@@ -303,6 +303,19 @@ def test_producer_without_a_cluster_fails_definitely() -> None:
     )
 
 
+def test_nothing_to_read_is_told_from_nobody_to_ask(cluster: LocalCluster) -> None:
+    nameserver = cluster.nameserver
+    read = ["consume", "t", "--group", "g", "--from", "earliest", "--timeout", "0.5"]
+    dledger(*read, nameserver="127.0.0.1:1", code=1)
+    dledger(*read, nameserver=nameserver, code=1)  # no such topic
+    dledger("topic", "create", "t", nameserver=nameserver)
+    assert dledger(*read, nameserver=nameserver) == b""
+    dledger("produce", "t", nameserver=nameserver, stdin=b"x\n")
+    kill_leader(cluster)
+    # In the middle of an election: that is waited for, whatever --timeout says of messages.
+    assert dledger(*read, nameserver=nameserver) == b"x\n"
+
+
 def test_demo() -> None:
     lines = dledger("demo", "--messages", "4000").splitlines()
     result = json.loads(lines[-1])

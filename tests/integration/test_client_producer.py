@@ -311,6 +311,25 @@ def test_time_runs_out_definitely_when_nothing_could_be_sent() -> None:
     run(scenario, config(send_timeout_s=0.4))
 
 
+def test_refusals_until_the_time_is_over_end_definitely() -> None:
+    """The last attempt, cut short by the deadline, made them unknown."""
+
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        replica = cluster.group.replicas[0]
+        fail = replica._fail
+        loop = asyncio.get_running_loop()
+        replica._fail = lambda *arguments: loop.call_later(0.06, fail, *arguments)  # type: ignore[method-assign]
+        replica.faults += [Fault(code=14, ext={"dlOutcome": "refused"})] * 1000
+        for _ in range(5):
+            with pytest.raises(SendFailedError, match="scripted") as caught:
+                await producer.send(Message("t", b"x"), queue=0)
+            assert caught.value.definite
+        replica.faults.clear()
+        assert cluster.group.bodies("t", 0) == []
+
+    run(scenario, config(send_timeout_s=0.5))
+
+
 def test_busy_brokers_get_a_pause() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         cluster.group.replicas[0].faults += [Fault(code=2), Fault(code=215), Fault(code=2)]

@@ -257,6 +257,42 @@ def test_a_state_machine_without_room_applies_later() -> None:
     run_virtual(main())
 
 
+def test_while_committed_entries_cannot_be_applied_all_else_is_refused_definitely() -> None:
+    """They were taken, committed, and ended as unknown when their time was up."""
+
+    async def main() -> None:
+        group = RaftGroup(3)
+        await group.start()
+        leader = await group.serving_leader()
+        group.machines[leader.replica_id].full = True
+        outcome: list[object] = []
+        leader.propose(b"\x10x", lambda _result, error: outcome.append(error))
+        barrier = asyncio.ensure_future(leader.read_barrier())
+        await asyncio.sleep(0.2)
+        last_index = group.logs[leader.replica_id].last_index
+        for _ in range(40):
+            with pytest.raises(DiskFullError):
+                leader.propose(b"\x10y", lambda _result, _error: None)
+            with pytest.raises(DiskFullError):
+                await leader.read_barrier()
+            await asyncio.sleep(0.05)
+        # One taken in the same turn sees all that was acknowledged; it may end either way.
+        assert barrier.done()
+        barrier.exception()
+        assert group.logs[leader.replica_id].last_index == last_index
+        assert not outcome
+        assert leader.is_serving
+        group.machines[leader.replica_id].full = False
+        await asyncio.sleep(1)
+        assert outcome == [None]
+        await leader.read_barrier()
+        await leader.submit(b"\x10z")
+        await group.converged()
+        await group.stop()
+
+    run_virtual(main())
+
+
 def test_a_failed_disk_stops_the_replica() -> None:
     async def main() -> None:
         group = RaftGroup(3)

@@ -1,0 +1,205 @@
+"""Many runs, one table: the smoke tier for every change, the full tier for a release."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from dledger.errors import DLedgerError
+from jepsen_tests.checkers import Outcome
+from jepsen_tests.hosts.capabilities import Capabilities
+from jepsen_tests.hosts.cleanup import RunStoppedError
+from jepsen_tests.nemeses.registry import NOT_YET as FAULTS_NOT_YET
+from jepsen_tests.options import RunOptions
+from jepsen_tests.runner import RunResult, run
+from jepsen_tests.workloads.registry import NOT_YET as WORKLOADS_NOT_YET
+
+NOT_AVAILABLE = "not available yet"
+SMOKE_BUDGET_S = 360.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a matrix."""
+
+    workload: str
+    nemeses: tuple[str, ...]
+    time_s: float
+    replicas: int = 3
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        size = "" if self.replicas == 3 else f" x{self.replicas}"
+        groups = "" if self.groups == 1 else f" g{self.groups}"
+        return f"{self.workload} {'+'.join(self.nemeses) or 'none'}{size}{groups}"
+
+    def not_yet(self) -> str:
+        """Returns which feature of the product it waits for; empty if none."""
+        reasons = [WORKLOADS_NOT_YET.get(self.workload, "")]
+        reasons += [FAULTS_NOT_YET.get(name, "") for name in self.nemeses]
+        return "; ".join(reason for reason in reasons if reason)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came out of one run."""
+
+    cell: Cell
+    outcome: str
+    seconds: float
+    reasons: tuple[str, ...] = ()
+    result: RunResult | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result for programs."""
+        figures = self.result.figures if self.result is not None else {}
+        return {
+            "cell": self.cell.name,
+            "workload": self.cell.workload,
+            "nemeses": list(self.cell.nemeses),
+            "verdict": self.outcome,
+            "reasons": list(self.reasons),
+            "seconds": round(self.seconds, 1),
+            "figures": figures,
+            "folder": str(self.result.folder) if self.result is not None else None,
+        }
+
+
+def cells(tier: str) -> list[Cell]:
+    """Returns the runs of a tier: `smoke` or `full`."""
+    if tier == "smoke":
+        return [
+            Cell("W1", ("F1",), 32),
+            Cell("W1", ("F2",), 30),
+            Cell("W1", ("F4",), 30),
+            Cell("W1", ("F5",), 30),
+            Cell("W1", ("F10",), 30),
+            Cell("W1", ("F9",), 34),
+            Cell("W3", ("F4",), 34),
+            Cell("W2", ("F1",), 30),
+        ]
+    families = [f"F{number}" for number in range(1, 15)]
+    w1 = [Cell("W1", (family,), 60) for family in families]
+    w1 += [Cell("W1", (family,), 60, replicas=5) for family in ("F1", "F2", "F4", "F10", "F14")]
+    w1 += [Cell("W1", ("F1", "F4", "F5", "F6"), 90, groups=2)]
+    others = [
+        Cell(workload, (family,), 60)
+        for workload in ("W2", "W3")
+        for family in ("F1", "F2", "F3", "F4", "F5", "F6", "F10", "F14")
+    ]
+    later = [Cell(workload, ("F1",), 60) for workload in ("W4", "W5", "W6", "W7")]
+    return [*w1, *others, *later]
+
+
+def run_matrix(
+    tier: str, seed: int, out: Path, able: Capabilities, say: Callable[[str], None]
+) -> list[CellResult]:
+    """Runs all cells of a tier one after the other and writes the summary.
+
+    Raises:
+        RunStoppedError: A signal ended it.
+    """
+    folder = (out / f"matrix-{tier}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = cells(tier)
+    results: list[CellResult] = []
+    for number, cell in enumerate(todo, start=1):
+        say(f"=== {number}/{len(todo)} {cell.name}")
+        results.append(_run_cell(cell, seed + number, folder, able, say))
+        _write(folder, tier, seed, results)
+        say(f"=== {cell.name}: {results[-1].outcome.upper()} {'; '.join(results[-1].reasons)}")
+    return results
+
+
+def _run_cell(
+    cell: Cell, seed: int, folder: Path, able: Capabilities, say: Callable[[str], None]
+) -> CellResult:
+    missing = cell.not_yet()
+    if missing:
+        return CellResult(cell, NOT_AVAILABLE, 0.0, (missing,))
+    options = RunOptions(
+        workload=cell.workload,
+        nemeses=list(cell.nemeses),
+        time_s=cell.time_s,
+        seed=seed,
+        replicas=cell.replicas,
+        groups=cell.groups,
+        out=folder,
+    )
+    begin = time.monotonic()
+    try:
+        result = run(options, say, capabilities=able)
+    except RunStoppedError:
+        raise
+    except DLedgerError as error:
+        reason = f"the run could not be done: {error}"
+        return CellResult(cell, Outcome.UNKNOWN.value, time.monotonic() - begin, (reason,))
+    seconds = time.monotonic() - begin
+    return CellResult(cell, result.outcome.value, seconds, tuple(result.reasons), result)
+
+
+def matrix_exit_code(results: Sequence[CellResult]) -> int:
+    """Returns 4 if a run was violated, else 5 if one is unknown, else 0.
+
+    A cell that waits for a feature of the product is listed, and counts as neither.
+    """
+    outcomes = {result.outcome for result in results}
+    if Outcome.VIOLATED.value in outcomes:
+        return 4
+    return 5 if Outcome.UNKNOWN.value in outcomes or not outcomes - {NOT_AVAILABLE} else 0
+
+
+def table(results: Sequence[CellResult]) -> list[tuple[str, ...]]:
+    """Returns the summary: a head and a line for each cell."""
+    rows = [("cell", "verdict", "operations", "faults bit", "leader changes", "longest pause", "s")]
+    for result in results:
+        figures = result.result.figures if result.result is not None else {}
+        rows.append(
+            (
+                result.cell.name,
+                result.outcome,
+                f"{figures.get('operations', 0):,}",
+                f"{figures.get('faultsThatBit', 0)}/{figures.get('faults', 0)}",
+                str(figures.get("leaderChanges", 0)),
+                f"{figures.get('longestAckGapMs', 0):,.0f} ms",
+                f"{result.seconds:.0f}",
+            )
+        )
+    return rows
+
+
+def _write(folder: Path, tier: str, seed: int, results: Sequence[CellResult]) -> None:
+    summary = {
+        "tier": tier,
+        "seed": seed,
+        "exitCode": matrix_exit_code(results),
+        "cells": [result.to_json() for result in results],
+    }
+    (folder / "matrix.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    rows = table(results)
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    lines.insert(1, f"|{' --- |' * len(rows[0])}\n")
+    (folder / "matrix.md").write_text("".join(lines), encoding="utf-8")
+    _write_junit(folder / "junit.xml", tier, results)
+
+
+def _write_junit(path: Path, tier: str, results: Sequence[CellResult]) -> None:
+    suite = ElementTree.Element("testsuite", name=f"jepsen-{tier}", tests=str(len(results)))
+    for result in results:
+        attributes = {"name": result.cell.name, "classname": f"jepsen.{tier}"}
+        case = ElementTree.SubElement(
+            suite, "testcase", {**attributes, "time": f"{result.seconds:.1f}"}
+        )
+        text = "; ".join(result.reasons)
+        if result.outcome == NOT_AVAILABLE:
+            ElementTree.SubElement(case, "skipped", message=text)
+        elif result.outcome != Outcome.VALID.value:
+            ElementTree.SubElement(case, "failure", message=f"{result.outcome}: {text}")
+    ElementTree.ElementTree(suite).write(path, encoding="unicode")
