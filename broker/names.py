@@ -78,6 +78,7 @@ def system_topics(
         _topic(OFFSET_MOVED_TOPIC, 1),
         _topic(BENCHMARK_TOPIC, 1024),
         *parking_topics(),
+        _topic(reply_topic(cluster_name), 1),
         _topic(broker_name, 1, everything),
     ]
     if cluster_name != broker_name:
@@ -85,6 +86,11 @@ def system_topics(
     if auto_create:
         topics.append(_topic(AUTO_CREATE_TOPIC, template_queue_count, everything))
     return topics
+
+
+def reply_topic(cluster_name: str) -> str:
+    """Returns the topic to which answers to requests are sent; none is stored there."""
+    return f"{cluster_name}_REPLY_TOPIC"
 
 
 def parking_topics() -> list[TopicConfig]:

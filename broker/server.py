@@ -30,6 +30,7 @@ from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
+from broker.processors.reply import ReplyProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
@@ -418,6 +419,7 @@ class Broker:
             store, raft, context.appender, context.clock, on_fatal=self._on_fatal
         )
         delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
+        clients = ClientProcessor(context, catalog)
         processors = routes.Processors(
             send=SendProcessor(
                 context,
@@ -436,9 +438,10 @@ class Broker:
                 redirect=dispatcher.redirect,
             ),
             recall=RecallProcessor(context, timers),
+            reply=ReplyProcessor(context, clients),
             pull=PullProcessor(context, catalog, offsets.commit_from_pull),
             offsets=offsets,
-            clients=ClientProcessor(context, catalog),
+            clients=clients,
             topics=TopicProcessor(context, reader),
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),

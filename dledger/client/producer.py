@@ -20,6 +20,7 @@ from typing import Any
 from dledger.client.batching import Lane, Pending, put_back, share_count, take_batch
 from dledger.client.config import ProducerConfig, nameserver_addresses
 from dledger.client.encoding import MessageEncoder, delayed
+from dledger.client.requests import Requests, reply_header, reply_topic
 from dledger.client.results import ProducerStatistics, SendResult
 from dledger.client.retry import backoff_s
 from dledger.client.routes import TopicRoute
@@ -46,6 +47,7 @@ from dledger.errors import (
 )
 from dledger.message import (
     Message,
+    ReceivedMessage,
     UniqueKeyGenerator,
     decode_handle,
     validate_group,
@@ -268,6 +270,73 @@ class AsyncProducer:
         await self._session.remoting.send_oneway(
             address, RequestCode.SEND_MESSAGE_V2, header, pending.body
         )
+
+    async def request(self, message: Message, *, timeout_s: float = 3.0) -> ReceivedMessage:
+        """Sends a message and waits for the answer of a consumer that processes it.
+
+        Args:
+            message: The question.
+            timeout_s: For sending, processing and the answer.
+
+        Returns:
+            The answer: its body, and the properties that `reply` gave it.
+
+        Raises:
+            RequestTimeoutError: No answer in time; the question may have been processed.
+            Otherwise as `send`.
+
+        Durability:
+            The question is a message like others; the answer is not stored.
+        """
+        self._check_open()
+        requests = self._session.requests
+        if requests is None:
+            requests = self._session.requests = Requests(self._session.client_id)
+        name, question = requests.open(message, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._be_known(message.topic, timeout_s)
+                result = await self.send(question)
+                if result.attempts > 1:
+                    # Another leader, perhaps, who does not know us yet.
+                    await self._session.heartbeat_now()
+                return await requests.answer(name)
+        except TimeoutError:
+            raise RequestTimeoutError(f"no answer to {name} within {timeout_s} s") from None
+        finally:
+            requests.close(name)
+
+    async def reply(
+        self, request: ReceivedMessage, body: bytes, *, properties: dict[str, str] | None = None
+    ) -> None:
+        """Answers a request.
+
+        Args:
+            request: The question, as a consumer got it.
+            body: The answer, at most 4 MiB.
+            properties: Of the answer.
+
+        Raises:
+            InvalidParameterError: (definite) The message is no request.
+            BrokerResponseError: (definite) Who asked is not connected any more.
+            ConnectFailedError, ConnectionLostError, RequestTimeoutError: Not answered in time.
+        """
+        self._check_open()
+        queue = MessageQueue(reply_topic(request), request.broker_name, 0)
+        now_ms = self._clock.wall_ms()
+        header = reply_header(request, self.group, queue, properties or {}, now_ms)
+        await self._session.route(queue.topic)
+        await self._session.call_leader(
+            queue.broker_name, RequestCode.SEND_REPLY_MESSAGE_V2, header, body
+        )
+
+    async def _be_known(self, topic: str, timeout_s: float) -> None:
+        """Sees to it that the brokers of a topic know where to push answers to."""
+        route = await self._session.route(topic, guess_queues=self.config.default_topic_queue_count)
+        deadline = self._running_loop.time() + timeout_s
+        for name in sorted({queue.broker_name for queue in route.publish_queues}):
+            await self._session.leader(name, deadline)
+        await self._session.heartbeat_now()
 
     async def recall(self, handle: str) -> None:
         """Takes a delayed message back before its time.

@@ -142,6 +142,16 @@ class Producer:
         message = delayed(message, delay, deliver_at)
         self._loop.run(self._inner.send_oneway(message, queue=queue, shard_key=shard_key))
 
+    def request(self, message: Message, *, timeout_s: float = 3.0) -> ReceivedMessage:
+        """Sends a message and waits for the answer of a consumer. See `AsyncProducer.request`."""
+        return self._loop.run(self._inner.request(message, timeout_s=timeout_s))
+
+    def reply(
+        self, request: ReceivedMessage, body: bytes, *, properties: dict[str, str] | None = None
+    ) -> None:
+        """Answers a request. See `AsyncProducer.reply`."""
+        self._loop.run(self._inner.reply(request, body, properties=properties))
+
     def recall(self, handle: str) -> None:
         """Takes a delayed message back before its time. See `AsyncProducer.recall`."""
         self._loop.run(self._inner.recall(handle))

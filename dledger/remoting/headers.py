@@ -61,6 +61,21 @@ class SendMessageHeaderV2(Struct, kw_only=True):
     broker_name: str = field(name="n", default="")
 
 
+class ReplyMessageHeader(Struct, kw_only=True):
+    """PUSH_REPLY_MESSAGE_TO_CLIENT: the answer to a request, from a broker to who asked."""
+
+    producer_group: str = field(name="producerGroup", default="")
+    topic: str
+    queue_id: Int32 = field(name="queueId", default=0)
+    sys_flag: Int32 = field(name="sysFlag", default=0)
+    born_timestamp_ms: Int64 = field(name="bornTimestamp", default=0)
+    flag: Int32 = 0
+    properties: str = ""
+    born_host: str = field(name="bornHost", default="")
+    store_host: str = field(name="storeHost", default="")
+    store_timestamp_ms: Int64 = field(name="storeTimestamp", default=0)
+
+
 class SendMessageResponse(Struct, kw_only=True):
     """Where a message was stored. `message_id` holds one offset id a message, joined by commas."""
 

@@ -19,7 +19,12 @@ from cli.main import run as run_cli
 from dledger.client.config import ProducerConfig, PushConsumerConfig, SessionConfig
 from dledger.client.producer import AsyncProducer
 from dledger.client.push_consumer import AsyncPushConsumer
-from dledger.errors import BrokerResponseError, InvalidParameterError, MessageRejectedError
+from dledger.errors import (
+    BrokerResponseError,
+    InvalidParameterError,
+    MessageRejectedError,
+    RequestTimeoutError,
+)
 from dledger.message import Message, ReceivedMessage
 from dledger.model import ConsumeFrom
 from nameserver.server import NameserverConfig, NameserverServer
@@ -233,5 +238,51 @@ def test_dead_letters_are_listed_shown_and_replayed(
                 await eventually(lambda: len(again) == 4, "the first came once more", 20)
                 consumer.stop()
                 await task
+
+    asyncio.run(main())
+
+
+def test_request_and_reply(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            cluster(tmp_path, 3) as (brokers, nameserver),
+            producing(nameserver) as asking,
+            producing(nameserver) as answering,
+            consuming(nameserver) as consumer,
+        ):
+
+            async def handler(message: ReceivedMessage) -> None:
+                if message.body == b"quiet":
+                    return
+                await answering.reply(message, b"re: " + message.body, properties={"a": "b"})
+
+            task = asyncio.create_task(consumer.run(handler))
+            answer = await asking.request(Message("t", b"hello"), timeout_s=15)
+            assert (answer.body, answer.properties["a"]) == (b"re: hello", "b")
+            answers = await asyncio.gather(
+                *(asking.request(Message("t", b"%d" % n), timeout_s=15) for n in range(20))
+            )
+            assert [a.body for a in answers] == [b"re: %d" % n for n in range(20)]
+            with pytest.raises(RequestTimeoutError):
+                await asking.request(Message("t", b"quiet"), timeout_s=0.5)
+            with pytest.raises(InvalidParameterError):
+                await answering.reply(ReceivedMessage(topic="t", body=b""), b"")
+            lost = ReceivedMessage(
+                topic="t",
+                body=b"",
+                broker_name="broker-a",
+                properties={
+                    "CLUSTER": "DefaultCluster",
+                    "REPLY_TO_CLIENT": "nobody",
+                    "CORRELATION_ID": "1",
+                },
+            )
+            with pytest.raises(BrokerResponseError, match="not found"):
+                await answering.reply(lost, b"")
+            await crash(brokers)
+            answer = await asking.request(Message("t", b"again"), timeout_s=15)
+            assert answer.body == b"re: again"
+            consumer.stop()
+            await task
 
     asyncio.run(main())

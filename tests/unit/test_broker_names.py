@@ -24,6 +24,7 @@ def test_a_new_group_has_the_topics_that_clients_expect():
         "BenchmarkTest",
         "SCHEDULE_TOPIC_XXXX",
         "rmq_sys_wheel_timer",
+        "C_REPLY_TOPIC",
         "C",
         "b",
         "TBW102",
