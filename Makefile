@@ -11,13 +11,14 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full lint fmt wheel clean
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers lint fmt wheel clean
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
 	@echo "make test   the whole test suite"
 	@echo "make jepsen-smoke   clusters of real processes under faults, judged; at most 6 minutes"
 	@echo "make jepsen-full    the same with every fault and workload; about an hour"
+	@echo "make check-checkers   the history checkers against brute force, and their speed"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make wheel  build the wheel into dist/"
@@ -47,6 +48,11 @@ jepsen-smoke: $(STAMP)
 jepsen-full: $(STAMP)
 	@jepsen_tests/setup.sh
 	$(BIN)/dledger jepsen matrix --tier full --seed $(SEED)
+
+# Longer than the tests do it (about 3 minutes): checkers against brute force, and their speed.
+check-checkers: $(STAMP)
+	$(BIN)/python -m jepsen_tests.checkers.agreement --short 100000 --registers 100000 --long 10000
+	$(BIN)/python benchmarks/jepsen_check.py 1000000
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -106,7 +106,7 @@ def main() -> int:
         spent = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(verdict.lines()[0])
-        print(f"{spent:.2f} s, peak memory {peak:.0f} MB")
+        print(f"{spent:.2f} s ({time.process_time():.2f} s of CPU time), peak memory {peak:.0f} MB")
         return 0
     operations = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory() as directory:

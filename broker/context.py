@@ -66,6 +66,11 @@ class LogView(Protocol):
     """What the broker reads of the CommitLog."""
 
     @property
+    def last_index(self) -> int:
+        """Index of the newest entry."""
+        ...
+
+    @property
     def offset_min(self) -> int:
         """First physical offset held."""
         ...

@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 EXT_BORN_HOST = "dlBornHost"
 # A new leader is noticed by an event; this is for the one that is known and does not serve yet.
 RETRY_PAUSE_S = 0.1
+# What the old leader gets to answer in before it counts as silent: a stopped process never does.
+LAST_ANSWERS_S = 0.5
 _SENDS = (
     RequestCode.SEND_MESSAGE,
     RequestCode.SEND_MESSAGE_V2,
@@ -107,6 +109,7 @@ class Forwarder:
         self._limits = limits
         self._count = 0
         self._bytes = 0
+        self._asked: dict[str, int] = {}  # requests under way by the address that was asked
         self._changed: asyncio.Event = asyncio.Event()
 
     def forward(self, connection: Connection, command: Command) -> None:
@@ -152,11 +155,21 @@ class Forwarder:
         """Does nothing: there is no new leader yet."""
 
     def on_leader_changed(self, leader_id: str | None, term: int) -> None:
-        """Wakes those who wait for a leader."""
+        """Wakes those who wait for a leader, and soon those who wait for the one before."""
         if leader_id is not None:
             self._wake()
+            if self._asked:
+                loop = asyncio.get_running_loop()
+                loop.call_later(LAST_ANSWERS_S, self._leave_silent, leader_id)
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _leave_silent(self, leader_id: str) -> None:
+        """Ends what still waits for a replica that has been replaced; its outcome is unknown."""
+        if self._raft.leader_id == leader_id:
+            address_now = self._address_of(leader_id)
+            for address in [address for address in self._asked if address != address_now]:
+                self._client.give_up(address, "another replica leads")
 
     def _wake(self) -> None:
         self._changed.set()
@@ -206,9 +219,15 @@ class Forwarder:
             if command.is_oneway:
                 await self._client.send_oneway(address, command.code, ext, command.body)
                 return True
-            answer = await self._client.request(
-                address, command.code, ext, command.body, self._limits.timeout_s
-            )
+            self._asked[address] = self._asked.get(address, 0) + 1
+            try:
+                answer = await self._client.request(
+                    address, command.code, ext, command.body, self._limits.timeout_s
+                )
+            finally:
+                self._asked[address] -= 1
+                if not self._asked[address]:
+                    del self._asked[address]
         except (ConnectionLostError, RequestTimeoutError) as error:
             raise LeadershipLostError(
                 f"the leader at {address} did not answer; the outcome is unknown: {error}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import jepsen_run
+from cli import jepsen_run, jepsen_sim
 from cli.console import say, say_json
 from cli.errors import CommandError, ExitCode
 from cli.options import JsonOption
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Fault injection, simulation and history checks.", no_args_is_help=True)
 app.command("run")(jepsen_run.run)
+app.command("sim")(jepsen_sim.sim)
 app.command("matrix")(jepsen_run.matrix)
 
 

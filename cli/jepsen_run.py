@@ -92,15 +92,15 @@ def run(
 
 def matrix(
     tier: Annotated[
-        str, typer.Option("--tier", help="smoke (at most 6 minutes) or full.")
+        str, typer.Option("--tier", help="smoke (at most 6 minutes), full, or controls.")
     ] = "smoke",
     seed: SeedOption = 1,
     out: OutOption = _RESULTS,
     json_output: JsonOption = False,
 ) -> None:
     """Run many workloads under many faults: exit 0 all valid, 4 one violated, 5 one unknown."""
-    if tier not in ("smoke", "full"):
-        raise UsageError(f"--tier must be smoke or full, not {tier}")
+    if tier not in ("smoke", "full", "controls"):
+        raise UsageError(f"--tier must be smoke, full or controls, not {tier}")
     able = _prepare()
     from jepsen_tests import matrix as cells
     from jepsen_tests.runner import say_to_stderr

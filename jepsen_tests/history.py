@@ -208,7 +208,11 @@ class Send(Record, tag="send"):
 
 
 class Group(Record, tag="group"):
-    """What a consumer group subscribes to and is promised. Write it before its first event."""
+    """What a consumer group subscribes to and is promised.
+
+    Write it before the group's first event, and again, with `drained`, when the drain ended: the
+    later line wins.
+    """
 
     group: str
     topics: list[str]

@@ -20,6 +20,7 @@ from jepsen_tests.runner import RunResult, run
 from jepsen_tests.workloads.registry import NOT_YET as WORKLOADS_NOT_YET
 
 NOT_AVAILABLE = "not available yet"
+CAUGHT, MISSED = "caught", "MISSED"
 SMOKE_BUDGET_S = 360.0
 
 
@@ -32,13 +33,17 @@ class Cell:
     time_s: float
     replicas: int = 3
     groups: int = 1
+    target: str = ""
+    plant: str = ""
+    expected: str = Outcome.VALID.value
 
     @property
     def name(self) -> str:
         """For tables."""
         size = "" if self.replicas == 3 else f" x{self.replicas}"
         groups = "" if self.groups == 1 else f" g{self.groups}"
-        return f"{self.workload} {'+'.join(self.nemeses) or 'none'}{size}{groups}"
+        plant = f" {self.plant}" if self.plant else ""
+        return f"{self.workload} {'+'.join(self.nemeses) or 'none'}{size}{groups}{plant}"
 
     def not_yet(self) -> str:
         """Returns which feature of the product it waits for; empty if none."""
@@ -73,7 +78,15 @@ class CellResult:
 
 
 def cells(tier: str) -> list[Cell]:
-    """Returns the runs of a tier: `smoke` or `full`."""
+    """Returns the runs of a tier: `smoke`, `full`, or `controls` (planted faults to be found)."""
+    if tier == "controls":
+        violated, unknown = Outcome.VIOLATED.value, Outcome.UNKNOWN.value
+        return [
+            Cell("W1", ("F1",), 20, target="leader", plant="K1", expected=violated),
+            Cell("W1", ("F10",), 20, target="all", plant="K6", expected=violated),
+            Cell("W1", ("F1",), 12, plant="K19", expected=unknown),
+            Cell("W1", ("F1",), 12, plant="K20", expected=unknown),
+        ]
     if tier == "smoke":
         return [
             Cell("W1", ("F1",), 32),
@@ -131,6 +144,9 @@ def _run_cell(
         seed=seed,
         replicas=cell.replicas,
         groups=cell.groups,
+        target=cell.target,
+        plant=cell.plant,
+        label=cell.plant,
         out=folder,
     )
     begin = time.monotonic()
@@ -142,7 +158,13 @@ def _run_cell(
         reason = f"the run could not be done: {error}"
         return CellResult(cell, Outcome.UNKNOWN.value, time.monotonic() - begin, (reason,))
     seconds = time.monotonic() - begin
-    return CellResult(cell, result.outcome.value, seconds, tuple(result.reasons), result)
+    outcome, reasons = result.outcome.value, list(result.reasons)
+    if result.verdict is not None and result.verdict.violations:
+        first = result.verdict.violations[0]
+        reasons.insert(0, f"{first.rule} {first.kind}: {first.text}")
+    if cell.plant:
+        outcome = CAUGHT if outcome == cell.expected else MISSED
+    return CellResult(cell, outcome, seconds, tuple(reasons), result)
 
 
 def matrix_exit_code(results: Sequence[CellResult]) -> int:
@@ -151,14 +173,16 @@ def matrix_exit_code(results: Sequence[CellResult]) -> int:
     A cell that waits for a feature of the product is listed, and counts as neither.
     """
     outcomes = {result.outcome for result in results}
-    if Outcome.VIOLATED.value in outcomes:
+    if outcomes & {Outcome.VIOLATED.value, MISSED}:
         return 4
     return 5 if Outcome.UNKNOWN.value in outcomes or not outcomes - {NOT_AVAILABLE} else 0
 
 
 def table(results: Sequence[CellResult]) -> list[tuple[str, ...]]:
     """Returns the summary: a head and a line for each cell."""
-    rows = [("cell", "verdict", "operations", "faults bit", "leader changes", "longest pause", "s")]
+    rows: list[tuple[str, ...]] = [
+        ("cell", "verdict", "operations", "faults bit", "leader changes", "longest pause", "s")
+    ]
     for result in results:
         figures = result.result.figures if result.result is not None else {}
         rows.append(
@@ -200,6 +224,6 @@ def _write_junit(path: Path, tier: str, results: Sequence[CellResult]) -> None:
         text = "; ".join(result.reasons)
         if result.outcome == NOT_AVAILABLE:
             ElementTree.SubElement(case, "skipped", message=text)
-        elif result.outcome != Outcome.VALID.value:
+        elif result.outcome not in (Outcome.VALID.value, CAUGHT):
             ElementTree.SubElement(case, "failure", message=f"{result.outcome}: {text}")
     ElementTree.ElementTree(suite).write(path, encoding="unicode")

@@ -22,8 +22,7 @@ class RunOptions:
         target: Aim of every fault, or empty.
         nameserver: Of a foreign cluster, which is then neither started nor harmed.
         out: Where the run's folder is made.
-        broker_module: Package that runs a replica; another one to plant a fault.
-        broker_arguments: Its further arguments.
+        plant: A control: `K1` or `K6` breaks the brokers, `K19` the nemesis, `K20` the clients.
         keep_data: Keep the replicas' data even if the verdict is valid.
     """
 
@@ -37,7 +36,6 @@ class RunOptions:
     target: str = ""
     nameserver: str = ""
     out: Path = RESULTS
-    broker_module: str = "broker"
-    broker_arguments: tuple[str, ...] = ()
+    plant: str = ""
     keep_data: bool = False
     label: str = ""

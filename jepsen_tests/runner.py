@@ -32,8 +32,10 @@ from jepsen_tests.hosts.volumes import FolderVolumes, ImageVolumes, Volumes, rem
 from jepsen_tests.nemeses.base import Bench, Nemesis
 from jepsen_tests.nemeses.limits import remove_groups
 from jepsen_tests.nemeses.monitor import Monitor
+from jepsen_tests.nemeses.partitions import ToothlessNemesis
 from jepsen_tests.nemeses.registry import make_nemeses
 from jepsen_tests.options import RunOptions
+from jepsen_tests.planted.parts import PLANTS
 from jepsen_tests.report.writer import write_report
 from jepsen_tests.run_log import RunLog, merge_histories
 from jepsen_tests.schedule import Schedule
@@ -43,7 +45,8 @@ from jepsen_tests.workloads.registry import NOT_YET, Workload, find_workload
 
 ACKS_MIN_PER_S = 50
 FINAL_INDEX = 90
-_DRAIN_S = 15.0
+_STOP_S = 15.0
+_DRAIN_S = 75.0
 _FINAL_S = 120.0
 _PROGRESS_S = 1.0
 _HARNESS_BROKER = "jepsen_tests.hosts.broker"
@@ -102,6 +105,8 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
         return _not_available(folder, options, f"{options.workload} {reason}")
     able = capabilities or probe_capabilities()
     nemeses, skipped = make_nemeses(options.nemeses, able)
+    if options.plant == "K19":
+        nemeses = [ToothlessNemesis()]
     if options.nemeses and not nemeses:
         result = _not_available(folder, options, "none of the faults can be done")
         result.skipped = skipped
@@ -143,12 +148,12 @@ class _Run:
     def _build(self) -> None:
         options = self.options
         clocks = any(nemesis.needs_clock for nemesis in self.nemeses)
-        module = options.broker_module
+        plant = ("--plant", options.plant) if options.plant in PLANTS else ()
         plan = ClusterPlan(
             groups=options.groups,
             replicas=options.replicas,
-            broker_module=_HARNESS_BROKER if clocks and module == "broker" else module,
-            broker_arguments={"*": options.broker_arguments},
+            broker_module=_HARNESS_BROKER if clocks or plant else "broker",
+            broker_arguments={"*": plant},
             wall_clocks=clocks,
             settings=_SETTINGS,
         )
@@ -221,14 +226,18 @@ class _Run:
         load_end_ns = self.log.phase("heal")
         self.network.reset()
         self.figures["loadSeconds"] = round((load_end_ns - self.load_begin_ns) / 1e9, 3)
-        for name, reason in self.pool.stop(_DRAIN_S).items():
-            self.problems.append(f"{name}: {reason}")
+        self._stop_workers(_STOP_S, draining=False)
         for replica in self.cluster.replicas:
             self.cluster.start(replica)
         begin = time.monotonic()
         self.cluster.wait_healthy()
         self.figures["healthyAfterSeconds"] = round(time.monotonic() - begin, 3)
         self.log.phase("drain")
+        self._stop_workers(_DRAIN_S, draining=True)
+
+    def _stop_workers(self, timeout_s: float, *, draining: bool) -> None:
+        for name, reason in self.pool.stop(timeout_s, draining=draining).items():
+            self.problems.append(f"{name}: {reason}")
 
     def _final(self) -> None:
         self.log.phase("final")
@@ -248,7 +257,8 @@ class _Run:
             queue_count=self.workload.queue_count,
             replicas={name: addressing.control(name) for name in self.cluster.replicas},
             seed=options.seed * 1000 + index,
-            rate=options.rate / clients,
+            timeout_s=0.0005 if options.plant == "K20" else 1.0,
+            rate=min(options.rate or 1e9, self.workload.rate_max) / clients,
         )
 
     def _count(self) -> None:

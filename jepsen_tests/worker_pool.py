@@ -16,6 +16,7 @@ from cli.supervisor import server_environment
 from jepsen_tests.hosts.network import Network
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.workloads.plan import WorkerPlan, save_plan
+from jepsen_tests.workloads.registry import DRAINING
 
 _READY_S = 20.0
 
@@ -142,9 +143,18 @@ class WorkerPool:
             total.update(worker.counts)
         return total
 
-    def stop(self, timeout_s: float) -> dict[str, str]:
-        """Ends all in order; returns those that did not end well."""
-        running = [worker for worker in self.workers if worker.is_running]
+    def stop(self, timeout_s: float, *, draining: bool) -> dict[str, str]:
+        """Ends workers in order; returns those that did not end well.
+
+        Args:
+            timeout_s: Those that take longer are killed.
+            draining: Whether to end those that consume to the end, or the others.
+        """
+        running = [
+            worker
+            for worker in self.workers
+            if worker.is_running and (worker.plan.kind in DRAINING) == draining
+        ]
         for worker in running:
             worker.ask_stop()
         deadline = time.monotonic() + timeout_s

@@ -125,14 +125,20 @@ class PullProcessor:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms = 0
         self._grown: dict[tuple[int, int], int] = {}
+        # The state may be far behind the log after a restart: all of it after a power loss.
+        behind = context.store.applied_index < context.log.last_index
+        self._replay_to = context.log.last_index if behind else 0
 
     def pull(self, connection: Connection, command: Command) -> None:
         """Answers or parks a pull.
 
         Raises:
+            NotLeaderError: This replica still replays its log; the leader shall answer.
             DLedgerError: Refused.
         """
         header = command.header(PullMessageHeader)
+        if self._replay_to and self._is_replaying():
+            raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
         self._context.counters.pulls += 1
         outcome = self._evaluate(pull, pull.offset)
@@ -143,6 +149,18 @@ class PullProcessor:
             self._park(pull, pull.offset)
         else:
             self._answer(pull, outcome)
+
+    def _is_replaying(self) -> bool:
+        """Whether the state still lacks entries that the log held at the start.
+
+        Until then it would show queues shorter than this replica itself has shown them before.
+        """
+        context = self._context
+        # The end of the log may have been cut since: it was never committed then.
+        target = min(self._replay_to, context.log.last_index)
+        if context.raft.is_serving or context.store.applied_index >= target:
+            self._replay_to = 0
+        return self._replay_to > 0
 
     # --- events -----------------------------------------------------------------------------
 

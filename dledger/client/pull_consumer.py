@@ -14,7 +14,12 @@ from dledger.client.puller import Puller
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
-from dledger.errors import ClientClosedError, DLedgerError, OffsetOutOfRangeError
+from dledger.errors import (
+    ClientClosedError,
+    DLedgerError,
+    OffsetOutOfRangeError,
+    RequestTimeoutError,
+)
 from dledger.message import ReceivedMessage, validate_group
 from dledger.model import ConsumeFrom, MessageQueue, PullStatus
 from dledger.remoting.bodies import ConsumerData, SubscriptionData
@@ -231,6 +236,14 @@ class AsyncPullConsumer:
                 continue
             if result.status is PullStatus.OFFSET_ILLEGAL:
                 raise OffsetOutOfRangeError(position, result.offset_min, result.offset_max)
+            if result.status is PullStatus.NO_NEW_MESSAGE and result.offset_max < position:
+                # A replica that is behind, such as one that rebuilds its state: no answer at all.
+                # Beyond the end of the queue the leader would have said so.
+                failures += 1
+                if loop.time() >= give_up:
+                    raise RequestTimeoutError(f"no replica asked holds {queue} up to {position}")
+                await asyncio.sleep(backoff_s(failures, 0.02, 0.5))
+                continue
             self._positions[queue] = max(position, result.next_offset)
             if result.messages:
                 return result.messages

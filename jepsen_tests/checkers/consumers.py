@@ -154,12 +154,22 @@ class GroupJudge:
         """D7: every further delivery of a message has a cause, and there are not too many."""
         last: Delivery | None = None
         for value, deliveries in self.by_value.items():
+            places = {(deliveries[0].queue, deliveries[0].offset): deliveries[0]}
             for early, late in pairwise(deliveries):
-                if self._was_retried(value, early, late):
+                # A retried message may come again from its first queue too, if the offset
+                # committed there was lost: the cause lies after its last delivery from there.
+                before = places.get((late.queue, late.offset))
+                caused = self._was_retried(value, early.t, late.t, 1)
+                if before is None:
+                    # Each retry puts one copy at a place of its own.
+                    caused = caused or self._was_retried(value, 0, late.t, len(places))
+                    before = early
+                places[late.queue, late.offset] = late
+                if caused:
                     continue
                 self.duplicates += 1
                 last = late
-                if not self._has_cause(value, early, late):
+                if not self._has_cause(value, before, late):
                     text = f"value {value} was delivered again without a cause"
                     self.add("D7", "duplicate without cause", text, early.number, late.number)
         limit = self.history.meta.duplicates_max
@@ -167,22 +177,41 @@ class GroupJudge:
             text = f"{self.duplicates} duplicates, at most {limit} are allowed"
             self.add("D7", "too many duplicates", text, last.number)
 
-    def _was_retried(self, value: Value, early: Delivery, late: Delivery) -> bool:
-        return any(
-            ending.result != "ok" and early.t <= ending.t <= late.t
+    def _was_retried(self, value: Value, begin: int, end: int, times: int) -> bool:
+        retries = sum(
+            ending.result != "ok" and begin <= ending.t <= end
             for ending in self.ends_of.get(value, ())
         )
+        return retries >= times
 
     def _has_cause(self, value: Value, early: Delivery, late: Delivery) -> bool:
         if self.history.fault_between(early.t, late.t):
             return True
         if any(early.t <= owner.t <= late.t for owner in self.owners_of.get(early.queue, ())):
             return True
+        if not self.info.ordered and self._owned_together(early, late):
+            return True
         unfinished = not any(
             early.t <= ending.t <= late.t and ending.consumer == early.consumer
             for ending in self.ends_of.get(value, ())
         )
         return late.attempt > early.attempt and unfinished  # the broker's time-out
+
+    def _owned_together(self, early: Delivery, late: Delivery) -> bool:
+        """Whether the later owner began from the committed offset while the earlier went on.
+
+        Groups without exclusive queues allow that for the length of a rebalance.
+        """
+        if early.consumer == late.consumer:
+            return False
+        owners = self.owners_of.get(early.queue, ())
+        begins = [o.t for o in owners if o.begins and o.consumer == late.consumer and o.t <= late.t]
+        if not begins:
+            return False
+        ends = [
+            o.t for o in owners if not o.begins and o.consumer == early.consumer and o.t >= early.t
+        ]
+        return begins[-1] <= min(ends, default=NEVER)
 
     # --- D8 ---
 
@@ -194,7 +223,8 @@ class GroupJudge:
             dead = self.events.dead.get(value)
             consumed = next((e for e in self.ends_of.get(value, ()) if e.result == "ok"), None)
             excuses = self._excuses(first, last)
-            if limit is not None and len(deliveries) > limit + excuses:
+            # A redelivery after a lost commit begins to count its attempts anew.
+            if limit is not None and len(deliveries) > limit * (1 + excuses):
                 text = f"value {value}: {len(deliveries)} deliveries, {limit} attempts allowed"
                 self.add("D8", "too many attempts", text, first.number, last.number)
             if dead is not None and consumed is not None and not excuses:

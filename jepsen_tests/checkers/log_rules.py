@@ -267,7 +267,7 @@ class QueueJudge:
             pairs.add((late, early))
             if len(pairs) > 50:
                 break
-            after, after_reads = self._witness_lower(offset, late)
+            after, after_reads = self._witness_lower(offset, late, early)
             before, before_reads, place = self._witness_upper(offset, early)
             kind = self._kind_of(after_reads, before_reads, place, early)
             if kind not in kinds:
@@ -285,16 +285,22 @@ class QueueJudge:
         seen_later = any(read[0] > place and read[3] > ended for read in self.queue.reads())
         return "stale read" if seen_later else "lost write"
 
-    def _witness_lower(self, offset: int, time: int) -> tuple[int, bool]:
-        """Returns the record whose beginning is the lower bound `time`; whether it is a read."""
+    def _witness_lower(self, offset: int, time: int, ended: int) -> tuple[int, bool]:
+        """Returns a record that began after `ended` and holds back `offset`; whether it is a read.
+
+        `time` is the latest such beginning; of several reads the first tells most.
+        """
         place = offset
         while self.lower[place] != time:
             place -= 1
         attempt = self._attempt_at(place)
         if attempt >= 0 and self.history.inv[attempt] == time:
             return self.history.number[attempt], False
-        fitting = [(read[1] != place, read[4]) for read in self.queue.reads() if read[2] == time]
-        return (min(fitting)[1], True) if fitting else (ABSENT, False)
+        reads = list(self.queue.reads())
+        fitting = [(inv, number) for _, hi, inv, _, number, _, _ in reads if hi <= offset]
+        late = [found for found in fitting if found[0] > ended]
+        late = late or [(inv, number) for _, _, inv, _, number, _, _ in reads if inv == time]
+        return (min(late)[1], True) if late else (ABSENT, False)
 
     def _witness_upper(self, offset: int, time: int) -> tuple[int, bool, int]:
         """Returns the record whose end is the upper bound `time`, whether a read, and its place."""

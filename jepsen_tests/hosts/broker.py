@@ -3,6 +3,7 @@
 Takes what `python -m broker` takes, and:
 
     --wall-clock FILE    wall time is off by what the file says (`hosts.skewed_clock`)
+    --plant NAME         a broken part that a run must find (`planted.parts`)
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from pathlib import Path
 from broker.__main__ import main as broker_main
 from broker.server import Broker
 from jepsen_tests.hosts.skewed_clock import SkewedClock
+from jepsen_tests.planted.parts import PLANTS, MakeBroker
 
 
 def main() -> int:
     """Runs the broker of this process; returns its exit code."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--wall-clock", type=Path)
+    parser.add_argument("--plant", choices=sorted(PLANTS))
     ours, rest = parser.parse_known_args()
-    make_broker = Broker
-    if ours.wall_clock is not None:
-        make_broker = partial(Broker, clock=SkewedClock(ours.wall_clock))  # type: ignore[assignment]
+    make_broker: MakeBroker = Broker
+    if ours.plant is not None:
+        make_broker = PLANTS[ours.plant]()
+    elif ours.wall_clock is not None:
+        make_broker = partial(Broker, clock=SkewedClock(ours.wall_clock))
     return broker_main(rest, make_broker=make_broker)
 
 

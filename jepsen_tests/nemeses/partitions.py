@@ -142,3 +142,14 @@ class ClientCutNemesis(_Cut):
         super().end(bench, injection)
         if "port" in injection.details:
             bench.namespaces.cut_port([], RAFT_PORT)
+
+
+class ToothlessNemesis(IsolateNemesis):
+    """K19, a control of the harness itself: says that it isolates a replica and cuts nothing."""
+
+    title = "partition that does not bite"
+
+    def start_cut(self, bench: Bench, injection: Injection, pairs: Sequence[Pair]) -> Injection:
+        """Cuts two hosts that never talk to each other."""
+        nobody = (bench.cluster.nameserver_host, bench.cluster.nameserver_host)
+        return super().start_cut(bench, injection, [nobody])

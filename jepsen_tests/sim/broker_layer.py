@@ -91,6 +91,8 @@ class SimulatedBroker(Broker):
 
     def _open_stores(self) -> tuple[CommitLog, StateStore]:
         self.opened = super()._open_stores()
+        process = self.host.process
+        self.world.oracle.watch(process.name if process else self.host.name, self.opened[0])
         return self.opened
 
     def _connect(self, context: BrokerContext, *parts: Any) -> Any:

@@ -48,6 +48,7 @@ class Process:
         self.tasks: list[asyncio.Task[Any]] = []
         self.endpoints: dict[int, Any] = {}
         self.listeners: list[Any] = []
+        loop.processes.append(self)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Runs a coroutine as part of the process."""
@@ -87,6 +88,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._sequence = 0
         self._timers: list[tuple[float, int, Any]] = []
         self.problems: list[str] = []
+        self.processes: list[Process] = []
         self.set_exception_handler(self._note_problem)
 
     def time(self) -> float:
@@ -186,6 +188,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     continue
             handle._run()
 
+    def close_coroutines(self) -> None:
+        """Ends what still waits, in a fixed order; the run is over."""
+        for process in self.processes:
+            process.is_alive = False
+        for process in self.processes:
+            for task in process.tasks:
+                coroutine = task.get_coro()
+                for _ in range(3):  # one that awaits in its `finally` needs to be told twice
+                    try:
+                        coroutine.close()  # type: ignore[union-attr]
+                    except BaseException:  # noqa: S112
+                        continue
+                    break
+
     def _check_closed(self) -> None:
         """Coroutines that are collected after the run still run their `finally` blocks."""
 
@@ -224,6 +240,7 @@ def run_virtual(make_main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T
         return loop.run_until_complete(make_main(loop))
     finally:
         asyncio.set_event_loop(None)
+        loop.close_coroutines()
         loop._ready.clear()  # type: ignore[attr-defined]
         loop._timers.clear()
         loop.close()

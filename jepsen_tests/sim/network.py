@@ -69,6 +69,7 @@ class Network:
         self.digest = hashlib.blake2b(digest_size=8)
         self.delivered = 0
         self.delivered_bytes = 0
+        self.traffic: dict[tuple[str, str], list[int]] = {}  # deliveries and bytes by link
         self.held_back = 0  # deliveries that a fault kept from happening: proof that faults bite
         self.split_chance = 0.02
         self._next_id = 1
@@ -115,7 +116,10 @@ class Network:
         """Ends every degradation."""
         self.heal()
         for pair, link in self.links.items():
-            link.rate = 0.0
+            if link.rate:
+                link.rate = 0.0
+                for pipe in list(self.pipes.get(pair, {}).values()):
+                    pipe.hurry()
             if pair[0] != pair[1]:
                 link.delay_s, link.jitter_s = self.delay_s, self.jitter_s
 
@@ -380,6 +384,15 @@ class _Pipe:
         if self.stuck_at == stuck_at and not self.source.is_lost:
             self.source.lose(TimeoutError("ETIMEDOUT (simulated)"))
 
+    def hurry(self) -> None:
+        """The link is fast again: what waits for its turn arrives now."""
+        network = self.network
+        now = network.loop.time()
+        self.queue = deque((min(at, now), data) for at, data in self.queue)
+        self.arrival = now
+        if self.queue and not self.is_stuck:
+            network.after(0.0, self._fire)
+
     def healed(self, delay_s: float) -> None:
         """Lets what waited arrive after a while."""
         self.stuck_at = 0.0
@@ -560,6 +573,9 @@ class Endpoint(asyncio.Transport):
             network = self.network
             network.note(data)
             network.delivered_bytes += len(data)
+            traffic = network.traffic.setdefault(self.peer.out.pair, [0, 0])
+            traffic[0] += 1
+            traffic[1] += len(data)
             self._consumed(len(data))
             if self._closing:
                 continue

@@ -79,6 +79,20 @@ class Oracle:
         if known is not None and log.term_at(index) not in (None, known[0]):
             self.violated("leader-complete", f"{process} leads with another entry {index}")
 
+    def watch(self, process: str, log: Any) -> None:
+        """Looks at every truncation of a log: what is committed is never dropped."""
+        truncate = log.truncate_from
+
+        def truncate_from(index: int) -> None:
+            for at in range(index, log.last_index + 1):
+                known = self._committed.get(at)
+                if known is not None and log.term_at(at) == known[0]:
+                    self.violated("committed-dropped", f"{process} drops the committed entry {at}")
+                    break
+            truncate(index)
+
+        log.truncate_from = truncate_from
+
     def acknowledged(self, index: int) -> None:
         """An entry's proposer was told that it is stored."""
         self._acknowledged = max(self._acknowledged, index)

@@ -66,6 +66,7 @@ class RaftServer:
     """One replica's process."""
 
     node_class: type[RaftNode] = RaftNode
+    machine_class: type[ListMachine] = ListMachine
 
     def __init__(self, world: World, host: Host) -> None:
         self.world = world
@@ -90,16 +91,29 @@ class RaftServer:
         process = host.process
         name = process.name if process else host.name
         self._failed = world.loop.create_future()
-        log = CommitLog.open(
+        log = self.log = self.open_log()
+        world.oracle.watch(name, log)
+        self.machine = self.machine_class(self.state(), world, name)
+        random = Random(f"{world.plan.seed}/{name}")
+        node = self._make_node(log, random)
+        node.add_listener(Listener(world, host, node, log))
+        await node.start()
+        self.node = node
+        raise await self._failed
+
+    def open_log(self) -> CommitLog:
+        """Opens the log as it is on the machine's disk."""
+        world, host = self.world, self.host
+        return CommitLog.open(
             Path("/data/log"),
             StoreConfig(segment_bytes=world.plan.segment_bytes, tail_cache_bytes=64 * 1024),
             host.disk.files,
             sync_worker=SimulatedSyncWorker(world.loop, host.disk),
             clock=host.clock,
         )
-        self.log = log
-        self.machine = ListMachine(self.state(), world, name)
-        random = Random(f"{world.plan.seed}/{name}")
+
+    def _make_node(self, log: CommitLog, random: Random) -> RaftNode:
+        world, host = self.world, self.host
         peers = {
             other.name: f"{other.address}:{RAFT_PORT}"
             for other in world.hosts.values()
@@ -116,22 +130,18 @@ class RaftServer:
             ),
             random,
         )
-        node = self.node_class(
+        return self.node_class(
             replica_id=host.name,
             peer_ids=list(peers),
             config=world.raft_config(),
             log=log,
-            machine=self.machine,
+            machine=self.machine,  # type: ignore[arg-type]
             transport=transport,
             clock=host.clock,
             random=random,
             on_fatal=self._fatal,
             engine_class=world.engine_class,
         )
-        node.add_listener(Listener(world, host, node, log))
-        await node.start()
-        self.node = node
-        raise await self._failed
 
     def _fatal(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():
@@ -247,7 +257,7 @@ class RaftClients:
         begin = world.now_ns()
 
         async def read() -> tuple[int, list[int]]:
-            await host.app.node.read_barrier()
+            await self.barrier(host.app.node)
             values = host.app.machine.state.values
             return len(values), values[-5:]
 
@@ -274,10 +284,15 @@ class RaftClients:
         )
         return True
 
+    async def barrier(self, node: RaftNode) -> None:
+        """Waits until a read here is linearizable."""
+        await node.read_barrier()
+
     async def _in_process(self, host: Host, work: Any) -> Any:
         """Runs work inside the host's process; a dead one never answers."""
         process = host.process
-        if process is None:
+        if process is None or not process.is_alive:
+            work.close()
             raise TimeoutError
         task = process.spawn(work)
         done, _ = await asyncio.wait({task}, timeout=OPERATION_TIMEOUT_S)

@@ -27,6 +27,7 @@ from jepsen_tests.sim.world import (
     World,
 )
 
+MESSAGE_BYTES = 400  # of several messages in one delivery, without entries
 Layer = Literal["raft", "broker"]
 
 
@@ -105,7 +106,7 @@ async def _main(loop: VirtualLoop, plan: Plan, settings: Settings, result: Resul
     clients = (settings.clients_class or clients_class)(world)
     observer = asyncio.ensure_future(world.observe())
     try:
-        await _phases(world, clients)
+        await _phases(world, clients, settings)
     except LivenessError as error:
         world.oracle.violated("liveness", str(error))
     except SimulationStuckError:
@@ -125,7 +126,7 @@ async def _main(loop: VirtualLoop, plan: Plan, settings: Settings, result: Resul
     _fill(result, world, clients)
 
 
-async def _phases(world: World, clients: Any) -> None:
+async def _phases(world: World, clients: Any, settings: Settings) -> None:
     loop, plan = world.loop, world.plan
     for host in world.hosts.values():
         world.start(host)
@@ -148,10 +149,23 @@ async def _phases(world: World, clients: Any) -> None:
     if clients.progress_at < healed:
         raise LivenessError(f"nothing acknowledged within {PROGRESS_BOUND_S} s after healing")
     await world.wait("all replicas are equal", world.converged, CONVERGE_BOUND_S)
+    if settings.layer == "raft" and not plan.weights:
+        check_traffic(world)
     world.phase("final")
     final = clients.final_reads()
     if final is not None:
         await final
+
+
+def check_traffic(world: World) -> None:
+    """Without faults every entry goes once to every follower."""
+    log_bytes = max(host.app.log.offset_end for host in world.hosts.values())
+    for pair, (deliveries, size_bytes) in world.network.traffic.items():
+        bound = 1.1 * log_bytes + MESSAGE_BYTES * deliveries
+        if size_bytes > bound:
+            world.oracle.violated(
+                "resent", f"{pair} carried {size_bytes} bytes for a log of {log_bytes}"
+            )
 
 
 def _fill(result: Result, world: World, clients: Any) -> None:

@@ -48,6 +48,7 @@ class _WireProcess:
         self._node = chance.choice(sorted(plan.replicas))
         self._forward = chance.random() < 0.5
         self._positions: dict[tuple[str, int], int] = {}
+        self._lost: dict[str, int] = {}
 
     async def run(self, pacer: Pacer) -> None:
         while await pacer.turn():
@@ -107,6 +108,11 @@ class _WireProcess:
 
     async def _read(self, broker: str, queue_id: int) -> bool:
         key = (broker, queue_id)
+        lost = self._wire.connections_lost(self._node)
+        if lost != self._lost.setdefault(self._node, lost):
+            # A replica that has restarted may know less for a moment: that is another session.
+            self._lost[self._node] = lost
+            self._process.crashed()
         start = self._positions.get(key, 0)
         if start and self._chance.random() < 0.1:
             start = self._chance.randrange(start)

@@ -14,6 +14,7 @@ class Workload:
 
     Attributes:
         workers: Activity of each client process; each runs on a host of its own.
+        rate_max: More operations a second than this are not tried.
         foreign: Works on a cluster that the harness does not control.
     """
 
@@ -21,6 +22,7 @@ class Workload:
     title: str
     workers: tuple[str, ...]
     queue_count: int = 4
+    rate_max: float = 1e9
     foreign: bool = True
 
 
@@ -30,8 +32,23 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload("W1", "log: public client and raw wire", ("log-client", "log-wire")),
         Workload("W1-CLIENT", "log: public client", ("log-client", "log-client")),
         Workload("W1-WIRE", "log: raw wire", ("log-wire", "log-wire"), foreign=False),
+        Workload(
+            "W2",
+            "ordered keys: sent one after the other, consumed by one member",
+            ("ordered-send", "ordered-consume"),
+            rate_max=1600,
+        ),
+        Workload(
+            "W3",
+            "group consumption: members come and go, offsets are committed",
+            ("log-client", "group-consume"),
+            rate_max=2400,
+        ),
     )
 }
+
+# Activities that end only when the group was given everything, after the load.
+DRAINING = frozenset({"group-consume", "ordered-consume"})
 
 NOT_YET: Mapping[str, str] = {
     "W4": "needs transactions in the broker",

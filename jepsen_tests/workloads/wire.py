@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -33,7 +34,15 @@ class Wire:
         self.replicas = dict(replicas)
         self._group = group
         self._timeout_s = timeout_s
-        self._client = RemotingClient(ClientConfig(connect_timeout_s=min(0.5, timeout_s)))
+        self._lost: Counter[str] = Counter()
+        self._client = RemotingClient(
+            ClientConfig(connect_timeout_s=min(0.5, timeout_s)),
+            on_connection_lost=lambda connection: self._lost.update((connection.address,)),
+        )
+
+    def connections_lost(self, node: str) -> int:
+        """Returns how often the connection to a replica was lost: it may be another one since."""
+        return self._lost[self.replicas[node]]
 
     async def close(self) -> None:
         """Disconnects."""

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from dledger.errors import DLedgerError
 from jepsen_tests.workloads.final_read import run_final_read
+from jepsen_tests.workloads.group_consume import run_group_consume, run_ordered_consume
 from jepsen_tests.workloads.log_client import run_log_client
 from jepsen_tests.workloads.log_wire import run_log_wire
+from jepsen_tests.workloads.ordered_send import run_ordered_send
 from jepsen_tests.workloads.plan import WorkerPlan, load_plan
 from jepsen_tests.workloads.recorder import Recorder
 from jepsen_tests.workloads.setup_topic import run_setup
@@ -28,6 +30,9 @@ ACTIVITIES: Mapping[str, Activity] = {
     "setup": run_setup,
     "log-client": run_log_client,
     "log-wire": run_log_wire,
+    "ordered-send": run_ordered_send,
+    "group-consume": run_group_consume,
+    "ordered-consume": run_ordered_consume,
     "final": run_final_read,
 }
 _REPORT_S = 0.5

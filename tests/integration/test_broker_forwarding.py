@@ -31,6 +31,7 @@ class Leader:
 
     def handle(self, connection, command):
         self.seen.append((command.code, dict(command.ext), command.body))
+        self.last = (connection, command)
         action = self.script.pop(0) if self.script else "ok"
         if action == "ok":
             connection.reply(command, 0, {"answer": "1"}, "fine", b"body")
@@ -42,6 +43,10 @@ class Leader:
             connection.reply(command, ResponseCode.SERVICE_NOT_AVAILABLE, ext, "disk full")
         elif action == "drop":
             connection.close("dropped by the script")
+
+    def answer_last(self):
+        connection, command = self.last
+        connection.reply(command, 0, {"answer": "1"}, "fine", b"body")
 
     def connection_lost(self, connection):
         pass
@@ -155,6 +160,35 @@ def test_a_lost_answer_is_unknown_and_never_tried_again():
                 assert answer.code == ResponseCode.SYSTEM_ERROR
                 assert answer.ext["dlOutcome"] == "unknown"
                 assert len(leader.seen) == 1
+
+    asyncio.run(run())
+
+
+def test_a_silent_leader_is_left_when_another_one_leads():
+    """A stopped process never answers; the client must not wait until the time is up."""
+
+    async def run():
+        async with forwarding(["silence"], timeout_s=20.0) as (client, leader, follower, view):
+            asking = asyncio.ensure_future(client.call(CODE, timeout_s=20))
+            await eventually(lambda: leader.seen, "the leader was asked")
+            view.leader_id = "self"
+            follower.forwarder.on_leader_changed("self", 4)
+            answer = await asyncio.wait_for(asking, 3)
+            assert answer.code == ResponseCode.SYSTEM_ERROR
+            assert answer.ext["dlOutcome"] == "unknown"
+
+    asyncio.run(run())
+
+
+def test_a_late_answer_of_the_leader_before_still_counts():
+    async def run():
+        async with forwarding(["silence"], timeout_s=20.0) as (client, leader, follower, view):
+            asking = asyncio.ensure_future(client.call(CODE, timeout_s=20))
+            await eventually(lambda: leader.seen, "the leader was asked")
+            view.leader_id = "self"
+            follower.forwarder.on_leader_changed("self", 4)
+            leader.answer_last()
+            assert (await asyncio.wait_for(asking, 3)).code == 0
 
     asyncio.run(run())
 

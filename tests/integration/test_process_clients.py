@@ -301,6 +301,27 @@ def test_a_follower_serves_clients_that_know_nothing_of_leaders(cluster: LocalCl
     asyncio.run(scenario())
 
 
+def test_a_follower_soon_answers_when_the_leader_is_stopped(cluster: LocalCluster) -> None:
+    async def scenario() -> None:
+        leader = wait_leader(cluster)
+        client = TestClient(address_of(cluster, followers(cluster, leader)[0]))
+        try:
+            assert (await client.send("t", b"before")).code == 0
+            await asyncio.to_thread(cluster.kill, leader, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                answer = await client.send("t", b"during")
+                assert time.monotonic() - began < 2.5
+                assert answer.code == 0 or answer.ext["dlOutcome"] == "unknown"
+                assert (await client.send("t", b"after")).code == 0
+            finally:
+                cluster.kill(leader, signal.SIGCONT)
+        finally:
+            await client.close()
+
+    asyncio.run(scenario())
+
+
 # --- what the README promises -------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -33,7 +34,7 @@ from tests.support.process_cluster import (
     wait_leader,
     whole,
 )
-from tests.support.process_load import Load, MemoryWatch
+from tests.support.process_load import Load, MemoryWatch, read_numbers
 
 MIB = 1024 * 1024
 QUEUE = MessageQueue("t", "broker-a", 0)
@@ -202,6 +203,27 @@ def _tear(segment: Path) -> None:
         file.write(record[: len(record) // 2])
 
 
+def flip_bit(segment: Path, place: int) -> None:
+    with segment.open("r+b") as file:
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 4]))
+
+
+def make_leader(cluster: LocalCluster, name: str) -> None:
+    """Kills other leaders until this replica leads."""
+    for _ in range(50):
+        leader = wait_leader(cluster)
+        if leader == name:
+            return
+        cluster.kill(leader)
+        wait_leader(cluster)
+        restart(cluster, leader)
+        cluster.wait(whole)
+    raise AssertionError(f"{name} never led")
+
+
 def test_a_flipped_bit_is_refused_with_its_place_and_the_group_goes_on(
     cluster: LocalCluster,
 ) -> None:
@@ -209,12 +231,7 @@ def test_a_flipped_bit_is_refused_with_its_place_and_the_group_goes_on(
     leader = wait_leader(cluster)
     cluster.kill(leader)
     [segment] = segments(cluster, leader)
-    place = len(segment.read_bytes().rstrip(b"\0")) // 2
-    with segment.open("r+b") as file:
-        file.seek(place)
-        [byte] = file.read(1)
-        file.seek(place)
-        file.write(bytes([byte ^ 4]))
+    flip_bit(segment, len(segment.read_bytes().rstrip(b"\0")) // 2)
     damaged = segment.read_bytes()
     pid = cluster.start_one(leader)
     until(lambda: cluster.pid(leader) is None)
@@ -230,6 +247,27 @@ def test_a_flipped_bit_is_refused_with_its_place_and_the_group_goes_on(
     load.check()
     with PullConsumer("g", nameserver=cluster.nameserver) as consumer:
         assert consumer.offset_max(QUEUE) == 300
+
+
+def test_a_flipped_bit_in_an_old_segment_is_found_when_it_is_read(cluster: LocalCluster) -> None:
+    """Opening reads the newest segment only. The reader gets the right bytes all the same."""
+    fill(cluster, 8000, 1000)
+    victim = followers(cluster, wait_leader(cluster))[0]
+    cluster.kill(victim)
+    segment = segments(cluster, victim)[0]
+    flip_bit(segment, 3 * MIB)
+    cluster.start_one(victim)
+    cluster.wait(whole)
+    make_leader(cluster, victim)
+    pid = cluster.pid(victim)
+    assert pid is not None
+    assert asyncio.run(read_numbers(cluster.nameserver, QUEUE)) == list(range(8000))
+    until(lambda: cluster.pid(victim) is None)
+    assert cluster._supervisor.exit_code(pid) == 1
+    [line] = [line for line in cluster.log_path(victim).read_text().splitlines() if "CRIT" in line]
+    assert str(segment) in line
+    assert "physical offset" in line
+    assert wait_leader(cluster) != victim
 
 
 # --- full disk ----------------------------------------------------------------------------------
@@ -309,6 +347,26 @@ def _can_send(producer: Producer) -> bool:
     return True
 
 
+def test_disks_that_fill_up_to_the_last_byte_under_load(tmp_path: Path) -> None:
+    """Faster than anybody looks: what is committed has to wait for room to be applied."""
+    names = [f"broker-a-{number}" for number in range(3)]
+    with cluster_on_small_disks(tmp_path, names) as cluster:
+        with Load(cluster.nameserver, send_timeout_s=2.0) as load:
+            load.wait_acknowledged(2000)
+            ballasts = [take_space(cluster.directory / name, 0) for name in names]
+            until(lambda: len(load.refused) > 100)
+            log_bytes = [replica.log_bytes for replica in cluster.status().groups[0].replicas]
+            time.sleep(2)
+            for replica, before in zip(cluster.status().groups[0].replicas, log_bytes, strict=True):
+                assert replica.log_bytes - before < MIB, "refused, and yet the log grows"
+            for ballast in ballasts:
+                ballast.unlink()
+            load.wait_acknowledged(200)
+        load.check()
+        cluster.wait(whole)
+        assert not cluster.failures()
+
+
 def test_a_full_disk_of_a_follower_stops_nobody_else(tmp_path: Path) -> None:
     with cluster_on_small_disks(tmp_path, ["broker-a-0"]) as cluster:
         if wait_leader(cluster) == "broker-a-0":
@@ -330,14 +388,8 @@ def test_a_full_disk_of_a_follower_stops_nobody_else(tmp_path: Path) -> None:
 
 def test_a_full_disk_of_the_leader_refuses_and_the_others_may_lead(tmp_path: Path) -> None:
     with cluster_on_small_disks(tmp_path, ["broker-a-0"]) as cluster:
-        for _ in range(20):
-            leader = wait_leader(cluster)
-            if leader == "broker-a-0":
-                break
-            cluster.kill(leader)
-            wait_leader(cluster)
-            restart(cluster, leader)
-        assert leader == "broker-a-0"
+        leader = "broker-a-0"
+        make_leader(cluster, leader)
         fill(cluster, 100, 1000)
         ballast = take_space(cluster.directory / leader, 0)
         with impatient(cluster) as producer:
@@ -454,25 +506,27 @@ def garbage(chance: random.Random) -> list[bytes]:
     ]
 
 
-def test_strangers_on_both_ports_harm_nobody(cluster: LocalCluster) -> None:
+def test_strangers_on_every_port_harm_nobody(cluster: LocalCluster) -> None:
     leader = wait_leader(cluster)
     term = cluster.status().groups[0].term
     pid = cluster.pid(leader)
     assert pid is not None
     chance = random.Random(9)
     held: list[socket.socket] = []
+    places = [place for _, place in cluster.layout.replicas()]
+    addresses = [place.address for place in places] + [place.raft_address for place in places]
+    addresses.append(cluster.nameserver)
     with Load(cluster.nameserver) as load:
         load.wait_acknowledged(500)
         with MemoryWatch(pid) as memory:
             for _ in range(6):
-                for name in (leader, *followers(cluster, leader)):
-                    for address in (address_of(cluster, name), raft_address_of(cluster, name)):
-                        host, port = address.split(":")
-                        for data in garbage(chance):
-                            peer = socket.create_connection((host, int(port)), 5)
-                            with contextlib.suppress(OSError):
-                                peer.sendall(data)
-                            held.append(peer)
+                for address in addresses:
+                    host, port = address.split(":")
+                    for data in garbage(chance):
+                        peer = socket.create_connection((host, int(port)), 5)
+                        with contextlib.suppress(OSError):
+                            peer.sendall(data)
+                        held.append(peer)
             load.wait_acknowledged(500)
         for peer in held:
             peer.close()
@@ -484,8 +538,8 @@ def test_strangers_on_both_ports_harm_nobody(cluster: LocalCluster) -> None:
     status = cluster.wait(whole)
     assert (status.groups[0].leader, status.groups[0].term) == (leader, term)
     assert not cluster.failures()
-    for _, place in cluster.layout.replicas():
-        log = cluster.log_path(place.id).read_text()
+    for name in ("nameserver-0", *(place.id for place in places)):
+        log = cluster.log_path(name).read_text()
         assert "Traceback" not in log
         assert " ERROR " not in log
 

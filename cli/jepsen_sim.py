@@ -1,0 +1,140 @@
+"""`dledger jepsen sim`: the real code on a virtual clock, network and disk, seed by seed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.console import say, say_json
+from cli.errors import CommandError, ExitCode
+from cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from jepsen_tests.sim.explorer import Summary
+    from jepsen_tests.sim.scenario import Result
+
+
+def sim(
+    seeds: Annotated[int, typer.Option(help="How many seeds to run.", min=1)] = 100,
+    first: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes at once.", min=1, max=64)] = 1,
+    layer: Annotated[
+        str,
+        typer.Option(
+            help="`broker`: brokers, nameserver and clients. `raft`: replicated log, transport "
+            "and CommitLog only, several times faster."
+        ),
+    ] = "broker",
+    replicas: Annotated[
+        int | None, typer.Option(help="Replicas, 1, 3 or 5; by default the seed decides.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Virtual seconds under faults; else the seed decides.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Print the story of the first seed.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where violating runs leave history and trace.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Plant a fault that must be found; `list` names them.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Simulate many runs: exit 0 if nothing was violated, 4 if something was."""
+    from jepsen_tests.sim.controls import CONTROLS
+    from jepsen_tests.sim.explorer import Job, explore, replay
+
+    if layer not in ("raft", "broker"):
+        raise CommandError("--layer must be raft or broker", ExitCode.USAGE)
+    if replicas not in (None, 1, 3, 5):
+        raise CommandError("--replicas must be 1, 3 or 5", ExitCode.USAGE)
+    if control == "list":
+        say("\n".join(f"{name:<24} {CONTROLS[name].text}" for name in CONTROLS))
+        return
+    if control is not None and control not in CONTROLS:
+        raise CommandError(f"no control {control}; try --control list", ExitCode.USAGE)
+    job = Job(
+        first=first,
+        seeds=seeds,
+        layer=layer,  # type: ignore[arg-type]
+        replicas=replicas,
+        seconds=seconds,
+        jobs=jobs,
+        out=out,
+        control=control,
+        stop_at_violation=control is not None,
+    )
+    if trace:
+        result = replay(job, first)
+        for violation in result.violations:
+            say(f"{violation.rule} at {violation.at_s:.3f} s: {violation.text}")
+        say(f"seed {first}: {'valid' if result.is_valid else 'VIOLATED'}, digest {result.digest}")
+        raise typer.Exit(ExitCode.DONE if result.is_valid else ExitCode.VIOLATION)
+    progress = Progress(seeds, quiet=json_output)
+    summary = explore(job, progress.add)
+    progress.end()
+    if json_output:
+        say_json({"layer": layer, "first": first, "control": control, **summary.to_dict()})
+    else:
+        _show(summary, layer)
+    raise typer.Exit(ExitCode.VIOLATION if summary.violating else ExitCode.DONE)
+
+
+class Progress:
+    """One line on standard error, twice a second at most, and a line for each violation."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self._total = total
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._done = 0
+        self._violations = 0
+        self._begin = self._shown = time.monotonic()
+
+    def add(self, result: Result) -> None:
+        """Counts one run."""
+        self._done += 1
+        if not result.is_valid:
+            self._violations += 1
+            first = result.violations[0]
+            self._clear()
+            print(f"seed {result.seed}: {first.rule}: {first.text}"[:300], file=sys.stderr)
+        now = time.monotonic()
+        if not self._quiet and now - self._shown >= 0.5:
+            self._shown = now
+            rate = self._done / (now - self._begin)
+            text = f"{self._done}/{self._total} seeds, {rate:.1f}/s, {self._violations} violating"
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Removes the line."""
+        self._clear()
+
+    def _clear(self) -> None:
+        if not self._quiet:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _show(summary: Summary, layer: str) -> None:
+    facts: dict[str, Any] = summary.to_dict()
+    say(
+        f"{facts['seeds']} seeds of the {layer} layer: {facts['violatingSeeds']} violating; "
+        f"{facts['operations']:,} operations, {facts['acknowledged']:,} acknowledged, "
+        f"{facts['elections']:,} elections"
+    )
+    say(
+        f"{facts['virtualSeconds']:,} virtual s in {facts['cpuSeconds']:,} s of processor "
+        f"({facts['virtualPerCpuSecond']:g} times real time), {facts['seedsPerHour']:,} seeds/h"
+    )
+    say("faults: " + ", ".join(f"{name} {count}" for name, count in facts["faults"].items()))
+    for found in facts["violations"]:
+        for violation in found["violations"]:
+            say(
+                f"seed {found['seed']} at {violation['atSeconds']:.3f} s "
+                f"{violation['rule']}: {violation['text']}"
+            )

@@ -1,0 +1,290 @@
+"""Positive controls: faults planted by injected components, each of which must be found.
+
+A check that cannot fail shows nothing. None of this is a switch in production code: engines, logs,
+machines, disks and clients are replaced by subclasses that lack one rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dledger.errors import DLedgerError
+from dledger.raft.engine import Engine
+from dledger.raft.node import RaftNode
+from jepsen_tests.history import Append
+from jepsen_tests.sim.host import Host
+from jepsen_tests.sim.raft_layer import (
+    QUEUE,
+    ListMachine,
+    RaftClients,
+    RaftServer,
+)
+from jepsen_tests.sim.scenario import Settings
+from jepsen_tests.sim.world import definite
+from store.commit_log import CommitLog
+from store.vote_file import Vote
+
+
+@dataclass(frozen=True)
+class Control:
+    """One planted fault."""
+
+    text: str
+    plant: Callable[[Settings], None]
+
+
+# --- the engine without one of its mending rules ------------------------------------------------
+
+
+class NextIndexGoesBack(Engine):
+    """Without rule (a): a success reply moves `nextIndex` back over what is in flight."""
+
+    def _on_success(self, node: Any, progress: Any, index: int, now: float) -> None:
+        progress.confirmed(index, now)
+        self._raise_match(node)
+        self._SyncObj__raftNextIndex[node] = index + 1
+
+
+class TruncatesOnEveryAppend(Engine):
+    """Without rule (b): what an append repeats, and all after it, is cut and written again."""
+
+    def _entries_to_write(self, entries: Any) -> Any:
+        return entries
+
+    def _cut(self, index: int) -> None:
+        self._log.truncate_from(index)
+
+
+class CommitsUnmatched(Engine):
+    """Without rule (c): the leader's commit index counts for whatever lies in this log."""
+
+    def _clamped_commit(self, message: dict[str, Any]) -> int:
+        return int(min(message["commit_index"], self._log.last_index))
+
+    def _cut(self, index: int) -> None:
+        self._log.truncate_from(index)
+
+
+class GoesBackOneByOne(Engine):
+    """Without rule (d): after a mismatch one index a heartbeat."""
+
+    def _mismatch_hint(self, previous: int) -> int:
+        return previous
+
+    def _on_reply(self, node: Any, message: dict[str, Any]) -> None:
+        if message["reset"] and message["term"] == self._SyncObj__raftCurrentTerm:
+            send, self._send_to = self._send_to, lambda _node: False  # type: ignore[method-assign]
+            try:
+                super()._on_reply(node, message)
+            finally:
+                self._send_to = send  # type: ignore[method-assign]
+        else:
+            super()._on_reply(node, message)
+
+
+class BelievesOldReplies(Engine):
+    """Without rule (e): replies to an earlier leadership count."""
+
+    def _is_current(self, message: dict[str, Any]) -> bool:
+        return True
+
+
+class ConfirmsBeforeDurable(Engine):
+    """Confirms what is only written."""
+
+    def _confirm(self) -> None:
+        ack = self._ack
+        if ack is not None and self._SyncObj__raftLeader == ack["node"]:
+            self._reply(ack["node"], ack, next_index=self._verified + 1, success=True)
+
+    def _on_append(self, node: Any, message: Any) -> None:
+        super()._on_append(node, message)
+        self._confirm()
+
+
+class CountsItselfUnsynced(Engine):
+    """A leader counts its own log before it is durable, and so do its followers."""
+
+    def _raise_match(self, node: Any) -> None:
+        match = self._SyncObj__raftMatchIndex
+        match[node] = max(match[node], self._progress[node.id].acked)
+
+
+class VotesForAnyone(Engine):
+    """Grants votes and pre-votes to logs that lack entries of its own."""
+
+    def _SyncObj__onMessageReceived(self, node: Any, message: dict[str, Any]) -> None:
+        if message["type"] in ("pre_vote", "request_vote"):
+            message = {**message, "last_log_index": 1 << 60, "last_log_term": 1 << 60}
+        super()._SyncObj__onMessageReceived(node, message)
+
+
+# --- nodes, logs and machines -------------------------------------------------------------------
+
+
+class EagerNode(RaftNode):
+    """Acknowledges what the leader has written, without waiting for anybody."""
+
+    async def submit(self, command: Any) -> object:
+        self.propose(command, lambda _result, _error: None)
+        machine: Any = self._machine
+        waiting = sum(1 for proposal in self._pending if proposal.index > machine.applied_index)
+        return len(machine.state.values) + waiting - 1, self._log.last_index
+
+
+class EarlyOffsets(RaftNode):
+    """Gives out offsets before replication and does not take back those of lost proposals."""
+
+    _next_offset: int | None = None
+
+    async def submit(self, command: Any) -> object:
+        machine: Any = self._machine
+        if self._next_offset is None or not self._pending:
+            self._next_offset = max(self._next_offset or 0, len(machine.state.values))
+        offset, self._next_offset = self._next_offset, self._next_offset + 1
+        result: Any = await super().submit(command)
+        return offset, result[1]
+
+
+class EagerServer(RaftServer):
+    """Runs an `EagerNode`."""
+
+    node_class = EagerNode
+
+
+class EarlyOffsetsServer(RaftServer):
+    """Runs an `EarlyOffsets` node."""
+
+    node_class = EarlyOffsets
+
+
+class ForgetsVote(RaftServer):
+    """Term and vote are gone after a restart, as if never stored."""
+
+    def open_log(self) -> CommitLog:
+        log = super().open_log()
+        log._vote = Vote(log.last_term, None)
+        return log
+
+
+class ForgetsTail(RaftServer):
+    """The newest entries are gone after a restart."""
+
+    def open_log(self) -> CommitLog:
+        log = super().open_log()
+        first = max(log.last_index - 4, self.state().applied_index + 1, 2)
+        if first <= log.last_index:
+            log.truncate_from(first)
+        return log
+
+
+class SwapsNeighbours(ListMachine):
+    """Applies two entries of one turn in the other order, on one replica."""
+
+    def apply(self, entries: Sequence[Any]) -> list[object]:
+        results = super().apply(entries)
+        values = self.state.values
+        if self._process.startswith("r1") and len(entries) > 1 and len(values) > 1:
+            values[-1], values[-2] = values[-2], values[-1]
+        return results
+
+
+class SwappingServer(RaftServer):
+    """Runs a `SwapsNeighbours` machine."""
+
+    machine_class = SwapsNeighbours
+
+
+# --- clients ------------------------------------------------------------------------------------
+
+
+class ReadsLocally(RaftClients):
+    """Reads from whoever believes to lead, without a barrier."""
+
+    async def barrier(self, node: RaftNode) -> None:
+        if not node.is_serving:
+            raise DLedgerError("does not serve")
+
+
+class CallsUnknownFailed(RaftClients):
+    """Reports an unknown outcome as a failure."""
+
+    async def append(self, host: Host, process: int, value: int, padding: int) -> bool:
+        known = await super().append(host, process, value, padding)
+        last = self._world.history[-1]
+        if not known and isinstance(last, Append):
+            last.status = "fail"
+        return known
+
+
+class RetriesBlindly(RaftClients):
+    """Sends a value again after an unknown outcome, as if nothing had happened."""
+
+    async def append(self, host: Host, process: int, value: int, padding: int) -> bool:
+        history = self._world.history
+        known = await super().append(host, process, value, padding)
+        leader = self._world.leader()
+        if known or leader is None:
+            return known
+        first = history.pop()
+        known = await super().append(leader, process, value, padding)
+        last = history[-1]
+        if isinstance(first, Append) and isinstance(last, Append):
+            last.inv = first.inv
+            if last.status == "fail":
+                last.status = "info"  # of the first attempt
+        return known
+
+
+def _engine(engine_class: type[Engine]) -> Callable[[Settings], None]:
+    def plant(settings: Settings) -> None:
+        settings.engine_class = engine_class
+
+    return plant
+
+
+def _server(server_class: type[Any]) -> Callable[[Settings], None]:
+    def plant(settings: Settings) -> None:
+        settings.layer = "raft"
+        settings.server_class = server_class
+
+    return plant
+
+
+def _clients(clients_class: type[Any]) -> Callable[[Settings], None]:
+    def plant(settings: Settings) -> None:
+        settings.layer = "raft"
+        settings.clients_class = clients_class
+
+    return plant
+
+
+def _ignore_syncs(settings: Settings) -> None:
+    settings.ignores_sync = True
+
+
+CONTROLS: dict[str, Control] = {
+    "rule-a": Control("a success reply moves nextIndex back", _engine(NextIndexGoesBack)),
+    "rule-b": Control("every append cuts the log", _engine(TruncatesOnEveryAppend)),
+    "rule-c": Control("commit index not clamped to what matches", _engine(CommitsUnmatched)),
+    "rule-d": Control("one index back a heartbeat", _engine(GoesBackOneByOne)),
+    "rule-e": Control("replies of earlier terms count", _engine(BelievesOldReplies)),
+    "confirm-unsynced": Control(
+        "followers confirm what is written", _engine(ConfirmsBeforeDurable)
+    ),
+    "count-unsynced": Control("the leader counts its unsynced log", _engine(CountsItselfUnsynced)),
+    "vote-anyone": Control("votes whatever the candidate's log", _engine(VotesForAnyone)),
+    "sync-swallowed": Control("the disk ignores syncs", _ignore_syncs),
+    "ack-before-quorum": Control("acknowledges what is written locally", _server(EagerServer)),
+    "offset-reuse": Control("offsets given out before replication", _server(EarlyOffsetsServer)),
+    "vote-forgotten": Control("term and vote not stored", _server(ForgetsVote)),
+    "tail-forgotten": Control("newest entries gone after a restart", _server(ForgetsTail)),
+    "swapped": Control("one replica applies neighbours swapped", _server(SwappingServer)),
+    "local-read": Control("reads without a barrier", _clients(ReadsLocally)),
+    "unknown-as-failed": Control("unknown outcomes called failures", _clients(CallsUnknownFailed)),
+    "blind-retry": Control("a retry that duplicates", _clients(RetriesBlindly)),
+}
+
+__all__ = ["CONTROLS", "QUEUE", "Control", "definite"]

@@ -1,0 +1,209 @@
+"""Runs many seeds, each in a process whose hashes are fixed, and gathers what they found."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jepsen_tests.history import HistoryWriter, Meta
+from jepsen_tests.sim.plan import make_plan
+from jepsen_tests.sim.scenario import Layer, Result, Settings, run_plan
+
+CHUNK = 8
+# Seeds on their way to the workers: enough to keep them busy, few enough to stop soon.
+AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run."""
+
+    first: int = 0
+    seeds: int = 100
+    layer: Layer = "broker"
+    replicas: int | None = None
+    seconds: float | None = None
+    jobs: int = 1
+    out: Path | None = None  # violating runs leave history and trace here
+    control: str | None = None
+    stop_at_violation: bool = False
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What all seeds together came to."""
+
+    seeds: int = 0
+    virtual_s: float = 0.0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    acknowledged: int = 0
+    operations: int = 0
+    elections: int = 0
+    held_back: int = 0
+    leader_s_max: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    violating: list[Result] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """Counts one run."""
+        self.seeds += 1
+        self.virtual_s += result.virtual_s
+        self.cpu_s += result.real_s
+        self.acknowledged += result.acknowledged
+        self.operations += result.operations
+        self.elections += result.elections
+        self.held_back += result.held_back
+        self.leader_s_max = max(self.leader_s_max, result.leader_s)
+        for name, count in result.faults.items():
+            self.faults[name] = self.faults.get(name, 0) + count
+        if not result.is_valid:
+            self.violating.append(result)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the summary for programs."""
+        return {
+            "seeds": self.seeds,
+            "violatingSeeds": len(self.violating),
+            "virtualSeconds": round(self.virtual_s, 1),
+            "cpuSeconds": round(self.cpu_s, 1),
+            "wallSeconds": round(self.wall_s, 1),
+            "virtualPerCpuSecond": round(self.virtual_s / max(self.cpu_s, 1e-9), 1),
+            "seedsPerHour": round(self.seeds / max(self.wall_s, 1e-9) * 3600),
+            "acknowledged": self.acknowledged,
+            "operations": self.operations,
+            "elections": self.elections,
+            "heldBack": self.held_back,
+            "longestWithoutLeaderSeconds": round(self.leader_s_max, 3),
+            "faults": dict(sorted(self.faults.items())),
+            "violations": [
+                {
+                    "seed": result.seed,
+                    "digest": result.digest,
+                    "violations": [
+                        {"rule": found.rule, "atSeconds": found.at_s, "text": found.text}
+                        for found in result.violations
+                    ],
+                }
+                for result in self.violating
+            ],
+        }
+
+
+def explore(job: Job, on_result: Callable[[Result], None] | None = None) -> Summary:
+    """Runs seeds `first` to `first + seeds - 1` in `jobs` processes."""
+    summary = Summary()
+    begin = time.monotonic()
+    starts = iter(range(job.first, job.first + job.seeds, CHUNK))
+    end = job.first + job.seeds
+    with _fixed_hashes():
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(job.jobs, mp_context=context)
+    with pool:
+        pending = set()
+
+        def submit() -> bool:
+            start = next(starts, None)
+            if start is None:
+                return False
+            with _fixed_hashes():  # workers start at the first submissions
+                pending.add(pool.submit(run_seeds, job, start, min(start + CHUNK, end)))
+            return True
+
+        for _ in range(job.jobs * AHEAD):
+            submit()
+        while pending:
+            done, pending_now = wait(pending, return_when=FIRST_COMPLETED)
+            pending = set(pending_now)
+            for future in done:
+                for result in future.result():
+                    summary.add(result)
+                    if on_result is not None:
+                        on_result(result)
+                if not (job.stop_at_violation and summary.violating):
+                    submit()
+    summary.violating.sort(key=lambda result: result.seed)
+    summary.wall_s = time.monotonic() - begin
+    return summary
+
+
+def run_seeds(job: Job, start: int, stop: int) -> list[Result]:
+    """Runs some seeds, in a worker."""
+    results = []
+    for seed in range(start, stop):
+        result = run_seed(job, seed)
+        if not result.is_valid and job.out is not None:
+            save(job, result)
+        result.history = []
+        results.append(result)
+        if job.stop_at_violation and not result.is_valid:
+            break
+    return results
+
+
+def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = None) -> Result:
+    """Runs one seed."""
+    settings = Settings(layer=job.layer, write_trace=write_trace)
+    if job.control is not None:
+        from jepsen_tests.sim.controls import CONTROLS
+
+        CONTROLS[job.control].plant(settings)
+    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
+    return run_plan(plan, settings)
+
+
+def replay(job: Job, seed: int) -> Result:
+    """Runs one seed again, in a fresh process, and prints its trace there."""
+    with _fixed_hashes():
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_replay, job, seed).result()
+
+
+def _replay(job: Job, seed: int) -> Result:
+    result = run_seed(job, seed, write_trace=_print)
+    result.history = []
+    return result
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - the trace is what was asked for
+
+
+def save(job: Job, result: Result) -> None:
+    """Writes history and trace of a violating run."""
+    if job.out is None:
+        return
+    folder = job.out / f"{job.layer}-seed-{result.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with HistoryWriter(folder / "history.jsonl") as writer:
+        writer.write(Meta(workload="sim", seed=result.seed))
+        for record in result.history:
+            writer.write(record)
+    with (folder / "trace.txt").open("w") as file:
+        run_seed(job, result.seed, write_trace=lambda line: _write(file, line))
+
+
+def _write(file: Any, line: str) -> None:
+    file.write(line + "\n")
+
+
+@contextmanager
+def _fixed_hashes() -> Iterator[None]:
+    """Children started here hash texts alike, so that sets have one order."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = before

@@ -1,0 +1,106 @@
+"""A fixed small part of the simulation: seeds, regressions, controls, and that runs repeat.
+
+Many more seeds: `dledger jepsen sim --seeds 20000 --jobs 2`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from jepsen_tests.sim.controls import CONTROLS
+from jepsen_tests.sim.explorer import Job, run_seed
+from jepsen_tests.sim.plan import make_plan
+from jepsen_tests.sim.regressions import Regression, load_regressions
+from jepsen_tests.sim.scenario import Layer, Result, Settings, run_plan
+
+CHUNK = 10
+
+
+def story(result: Result) -> str:
+    lines = [f"{found.rule} at {found.at_s} s: {found.text}" for found in result.violations]
+    again = f"dledger jepsen sim --layer {result.layer} --first {result.seed} --trace"
+    return "\n".join([f"seed {result.seed} ({again})", *lines])
+
+
+def run_chunk(layer: Layer, first: int) -> list[Result]:
+    results = [run_seed(Job(layer=layer), seed) for seed in range(first, first + CHUNK)]
+    for result in results:
+        assert result.is_valid, story(result)
+    return results
+
+
+@pytest.mark.parametrize("first", range(0, 100, CHUNK))
+def test_seeds_of_the_raft_layer(first: int) -> None:
+    results = run_chunk("raft", first)
+    assert sum(result.acknowledged for result in results) > 200
+    assert sum(result.elections for result in results) > CHUNK, "no fault changed a leader"
+
+
+@pytest.mark.parametrize("first", range(0, 40, CHUNK))
+def test_seeds_of_the_broker_layer(first: int) -> None:
+    results = run_chunk("broker", first)
+    assert sum(result.acknowledged for result in results) > 200
+    assert sum(result.held_back for result in results) > 0, "no cut held anything back"
+
+
+@pytest.mark.parametrize("regression", load_regressions(), ids=lambda found: found.name)
+def test_what_once_failed(regression: Regression) -> None:
+    result = run_plan(regression.plan, Settings(layer=regression.layer))
+    assert result.is_valid, f"{regression.why}\n{story(result)}"
+
+
+DIGEST = """
+import sys
+from jepsen_tests.sim.explorer import Job, run_seed
+print(*(run_seed(Job(layer=sys.argv[1]), int(seed)).digest for seed in sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("layer", "seeds"), [("raft", (3, 8, 24)), ("broker", (3, 8))])
+def test_a_seed_decides_everything(layer: Layer, seeds: tuple[int, ...]) -> None:
+    """Equal fingerprints of all deliveries and events, in other processes with other hashes."""
+    here = [run_seed(Job(layer=layer), seed).digest for seed in seeds]
+    assert len(set(here)) == len(seeds)
+    for hash_seed in ("0", "4711"):
+        command = [sys.executable, "-c", DIGEST, layer, *map(str, seeds)]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=100, env=environment, check=True
+        )
+        assert ended.stdout.split() == here
+
+
+# The quick ones: name, seeds that suffice (`docs/testing.md` has all, with the rule that finds
+# them).
+QUICK = {
+    "rule-a": range(20, 21),
+    "sync-swallowed": range(4, 5),
+    "vote-anyone": range(3),
+    "ack-before-quorum": range(3),
+    "offset-reuse": range(4),
+    "tail-forgotten": range(3),
+    "swapped": range(3),
+    "unknown-as-failed": range(3),
+    "blind-retry": range(3),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_fault_is_found(name: str) -> None:
+    for seed in QUICK[name]:
+        if not run_seed(Job(layer="raft", control=name), seed).is_valid:
+            return
+    pytest.fail(f"{name} ({CONTROLS[name].text}) survived seeds {QUICK[name]}")
+
+
+def test_a_plan_is_swarm_like() -> None:
+    plans = [make_plan(seed) for seed in range(200)]
+    mixes: Any = {tuple(sorted(plan.weights)) for plan in plans}
+    assert len(mixes) > 150
+    assert any(not plan.weights for plan in plans)
+    assert {plan.replicas for plan in plans} == {3, 5}
