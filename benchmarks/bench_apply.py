@@ -1,8 +1,9 @@
 """Microseconds a message of the broker's own work: gather, encode, apply.
 
 Run with `python benchmarks/bench_apply.py`. One process, LMDB in a temporary directory, messages of
-1,200 stored bytes. "single" sends one message a request, "batch" 32. Applying is done by every
-replica, gathering and encoding by the leader only.
+1,200 stored bytes. Applying is done by every replica, gathering and encoding by the leader only.
+CPU time of the process, so that neighbours matter less. "numbered": the producers' messages have
+numbers by which a repetition is recognised.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from broker.appender import Appender, AppenderConfig
 from broker.commands import encode_put_topic
-from broker.messages_command import EncodedMessage
+from broker.messages_command import EncodedMessage, SendIdentity
 from broker.state_machine import BrokerStateMachine
 from dledger.clock import SystemClock
 from dledger.errors import DLedgerError
@@ -50,12 +51,12 @@ class TimedRaft:
     def propose(
         self, command: Any, callback: Callable[[object, DLedgerError | None], None]
     ) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         body = command.encode(self.offset)
-        encoded = time.perf_counter()
+        encoded = time.process_time()
         entry = Entry(self.machine.applied_index + 1, 1, body)
         (result,) = self.machine.apply([entry])
-        applied = time.perf_counter()
+        applied = time.process_time()
         self.encode_s += encoded - started
         self.apply_s += applied - encoded
         self.offset += len(body)
@@ -84,7 +85,9 @@ class Source:
         return EncodedMessage(self.body, 5, b"%032X" % (base + self.number), words)
 
 
-async def run(turn: int, request: int, producers: int, keyed: str, total: int) -> None:
+async def run(
+    turn: int, request: int, producers: int, keyed: str, total: int, *, numbered: bool
+) -> None:
     with tempfile.TemporaryDirectory() as directory:
         store = StateStore.open(directory)
         machine = BrokerStateMachine(store)
@@ -99,15 +102,20 @@ async def run(turn: int, request: int, producers: int, keyed: str, total: int) -
             nonlocal answered
             answered += len(offsets)
 
-        gather_s, done = 0.0, 0
+        gather_s, done, sequence = 0.0, 0, 0
+        identity = None
         while done < total:
             requests = [
                 [source.message() for _ in range(request)] for _ in range(max(1, turn // request))
             ]
-            started = time.perf_counter()
+            started = time.process_time()
             for number, messages in enumerate(requests):
-                appender.append(topic, number % QUEUES, messages, answer)
-            gather_s += time.perf_counter() - started
+                if numbered:
+                    sequence += request
+                    producer = number // QUEUES % producers
+                    identity = SendIdentity(producer, sequence)
+                appender.append(topic, number % QUEUES, messages, answer, identity)
+            gather_s += time.process_time() - started
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             done += request * len(requests)
@@ -115,8 +123,9 @@ async def run(turn: int, request: int, producers: int, keyed: str, total: int) -
             raise SystemExit(f"{answered} answers for {done} messages")
         micro = 1e6 / done
         print(
-            f"{turn:6} {request:7} {producers:9} {keyed:>10} | {gather_s * micro:6.2f} "
-            f"{raft.encode_s * micro:6.2f} {raft.apply_s * micro:6.2f} us | "
+            f"{turn:6} {request:7} {producers:9} {keyed:>10} {numbered!s:>8} | "
+            f"{gather_s * micro:6.2f} {raft.encode_s * micro:6.2f} "
+            f"{raft.apply_s * micro:6.2f} us | "
             f"{store.statistics().used_bytes / done:5.0f} bytes of state a message"
         )
         store.close(clean=False)
@@ -126,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=200_000)
     arguments = parser.parse_args()
-    print("  turn request producers       keys | gather encode  apply")
+    print("  turn request producers       keys numbered | gather encode  apply")
     for turn, request, producers, keyed in (
         (1, 1, 1, "no"),
         (10, 1, 4, "no"),
@@ -138,7 +147,8 @@ def main() -> None:
         (200, 32, 4, "random"),
     ):
         total = min(arguments.messages, turn * 10_000)
-        asyncio.run(run(turn, request, producers, keyed, total))
+        for numbered in (False, True):
+            asyncio.run(run(turn, request, producers, keyed, total, numbered=numbered))
 
 
 if __name__ == "__main__":

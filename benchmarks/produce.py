@@ -1,6 +1,8 @@
 """One Python producer against three replicas, beside the limit program, in turns.
 
 .venv/bin/python benchmarks/produce.py --messages 200000 --size 1024 --window 1000 --rounds 3
+
+With --compare, every round is also measured with a producer whose messages are not numbered.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from dledger import AsyncAdmin, AsyncProducer, Message
 from dledger.client.config import ProducerConfig
 
 
-async def produce(nameserver: str, topic: str, count: int, size: int, window: int) -> dict:
+async def produce(
+    nameserver: str, topic: str, count: int, size: int, window: int, *, idempotent: bool = True
+) -> dict:
     body = b"x" * size
     latencies: list[float] = []
     add = latencies.append
     clock = time.perf_counter
-    config = ProducerConfig(in_flight_max=window)
+    config = ProducerConfig(in_flight_max=window, idempotent=idempotent)
     async with AsyncProducer("bench", nameserver=nameserver, config=config) as producer:
         await producer.send(Message(topic, body))
 
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--queues", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--compare", action="store_true")
     options = parser.parse_args()
     try:
         import uvloop
@@ -71,21 +76,22 @@ def main() -> None:
         run = uvloop.run
     except ImportError:
         run = asyncio.run
-    ours, limits = [], []
+    ours, limits, plain = [], [], []
     with tempfile.TemporaryDirectory(prefix="dledger-bench-") as directory:
         spec = ClusterSpec(replicas=options.replicas, port_base=free_port_base(8))
         with LocalCluster(Path(directory), spec) as cluster:
             nameserver = cluster.nameserver
             run(create_topic(nameserver, "bench", options.queues))
-            for _ in range(options.rounds):
+            shape = (nameserver, "bench", options.messages, options.size, options.window)
+            for number in range(options.rounds):
                 limits.append(measure_limit(300, 64 * 1024, options.window * options.size))
                 print("limit ", json.dumps(limits[-1]), flush=True)
-                ours.append(
-                    run(
-                        produce(nameserver, "bench", options.messages, options.size, options.window)
-                    )
-                )
-                print("broker", json.dumps(ours[-1]), flush=True)
+                # In turns, each kind first as often as last.
+                kinds = [True, False] if number % 2 else [False, True]
+                for idempotent in kinds if options.compare else [True]:
+                    measured = run(produce(*shape, idempotent=idempotent))
+                    (ours if idempotent else plain).append(measured)
+                    print("broker" if idempotent else "plain ", json.dumps(measured), flush=True)
     rate = statistics.median(item["megabytes_per_s"] for item in ours)
     limit = statistics.median(item["megabytes_per_s"] for item in limits)
     summary = {
@@ -96,6 +102,12 @@ def main() -> None:
         "limit_megabytes_per_s": limit,
         "ratio_to_limit": round(rate / limit, 3),
     }
+    if plain:
+        rates = [item["messages_per_s"] for item in plain]
+        summary["plain_messages_per_s"] = statistics.median(rates)
+        summary["ratio_to_plain"] = round(
+            summary["messages_per_s"] / summary["plain_messages_per_s"], 3
+        )
     print("median", json.dumps(summary))
 
 

@@ -9,6 +9,12 @@ arrives: what is refused in between leaves no hole. The next offset of a queue i
 applied plus what is under way; the appender keeps that overlay for as long as this replica serves
 in one term. A new serving term starts from the store, which by then has applied everything that
 earlier terms can have committed.
+
+A request whose producer numbers its messages (`SendIdentity`) is stored once, however often it
+comes: a repetition gets the first one's place, or waits for the first one's outcome while that is
+under way. Together the applied table and the requests under way know every request that can be
+committed: what earlier terms left is applied before this replica serves, or gone. So deciding here,
+before an entry gets its place, needs no second decision when it is applied.
 """
 
 from __future__ import annotations
@@ -20,29 +26,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker.messages_command import EncodedMessage, MessagesBuilder, Part
+from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
+from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
 from broker.state_machine import MessagesApplied
 from dledger.clock import Clock
 from dledger.errors import (
+    CommitTimeoutError,
     ConfigError,
     DLedgerError,
     FlowControlError,
     InvariantError,
     MessageRejectedError,
     NotLeaderError,
+    OffsetOutOfRangeError,
+    StaleSequenceError,
     TopicNotFoundError,
     invariant,
 )
-from dledger.model import TopicConfig
+from dledger.model import QueueUnit, TopicConfig
+from store.producer_lanes import LaneBatch, LaneLimits, Repeated
 
 __all__ = ["Appender", "AppenderConfig", "AppenderStatistics", "EncodedMessage"]
 
 _logger = logging.getLogger(__name__)
 
-# (first queue offset, physical offset of each message, None) or (-1, [], error)
-AppendCallback = Callable[[int, list[int], DLedgerError | None], None]
 # (result of the command, None) or (None, error)
 ProposalCallback = Callable[[object, DLedgerError | None], None]
+
+# How long a repetition waits whose first attempt nobody waits for any more: without a pause its
+# producer would ask again at once.
+_RECHECK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +70,18 @@ class AppenderConfig:
             are refused.
         commands_in_flight_max: Entries on their way to a majority. When reached, messages go on
             gathering, which makes entries larger exactly when the disk or network is slow.
+        lanes: How much is remembered of producers that number their messages.
     """
 
     command_bytes_max: int = 128 * 1024
     request_bytes_max: int = 6 * 1024 * 1024
     pending_bytes_max: int = 48 * 1024 * 1024
     commands_in_flight_max: int = 64
+    lanes: LaneLimits = LaneLimits()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if name != "lanes" and value <= 0:
                 raise ConfigError(f"appender.{name}", value, "must be greater than 0")
         if self.request_bytes_max > self.pending_bytes_max:
             raise ConfigError(
@@ -114,11 +129,21 @@ class Proposer(Protocol):
         ...
 
 
-class QueueBounds(Protocol):
+class AppliedState(Protocol):
     """What the appender asks of the store."""
 
     def queue_bounds(self, topic_id: int, queue_id: int) -> tuple[int, int]:
         """Returns first and next queue offset as applied."""
+        ...
+
+    def find_send(
+        self, producer_id: int, topic_id: int, queue_id: int, sequence: int, count: int
+    ) -> LaneBatch | Repeated:
+        """Returns where a producer's request is stored already, or what it is otherwise."""
+        ...
+
+    def read_units(self, topic_id: int, queue_id: int, start: int, count: int) -> list[QueueUnit]:
+        """Returns ConsumeQueue units."""
         ...
 
 
@@ -128,26 +153,24 @@ class _Gathering:
     __slots__ = ("_owner", "builder", "prefix", "requests", "size_bytes", "whole")
 
     def __init__(
-        self, owner: Appender, prefix: bytes = b"", whole: ProposalCallback | None = None
+        self,
+        owner: Appender,
+        limits: LaneLimits,
+        prefix: bytes = b"",
+        whole: ProposalCallback | None = None,
     ) -> None:
         self._owner = owner
-        self.builder = MessagesBuilder()
+        self.builder = MessagesBuilder(limits)
         self.prefix = prefix  # another command, of which the messages are a part
         self.whole = whole  # called back instead of each request's own callback
         self.size_bytes = len(prefix) + self.builder.size_bytes
-        self.requests: list[tuple[Part, TopicConfig, AppendCallback]] = []
+        self.requests: list[AppendRequest] = []
 
-    def add(
-        self,
-        part: Part,
-        topic: TopicConfig,
-        queue_id: int,
-        callback: AppendCallback,
-    ) -> None:
+    def add(self, request: AppendRequest, queue_id: int) -> None:
         """Adds the messages of a request."""
-        self.builder.add(topic.topic_id, queue_id, part)
+        self.builder.add(request.topic.topic_id, queue_id, request.part)
         self.size_bytes = len(self.prefix) + self.builder.size_bytes
-        self.requests.append((part, topic, callback))
+        self.requests.append(request)
 
     def encode(self, body_offset: int) -> bytearray:
         """Returns the command for its place in the log; called once."""
@@ -163,7 +186,7 @@ class Appender:
     """
 
     def __init__(
-        self, raft: Proposer, store: QueueBounds, config: AppenderConfig, clock: Clock
+        self, raft: Proposer, store: AppliedState, config: AppenderConfig, clock: Clock
     ) -> None:
         """Makes an appender and registers it as a listener of `raft`.
 
@@ -180,6 +203,7 @@ class Appender:
         self._serving_term: int | None = None
         # Next queue offset of queues written in this term.  Invariant: at least the store's.
         self._next_offsets: dict[tuple[int, int], int] = {}
+        self._under_way = RequestsUnderWay()
         self._store_timestamp_ms = 0
         self._waiting: deque[_Gathering] = deque()  # the last one may still grow
         self._flush_scheduled = False
@@ -202,7 +226,8 @@ class Appender:
         queue_id: int,
         messages: Sequence[EncodedMessage],
         callback: AppendCallback,
-    ) -> None:
+        identity: SendIdentity | None = None,
+    ) -> bool:
         """Takes the messages of one request; they become consecutive messages of one queue.
 
         Args:
@@ -212,18 +237,31 @@ class Appender:
             callback: Called once, later, with the first queue offset, the physical offset of
                 each message (valid to keep) and None; or with -1, an empty list and an error,
                 whose `definite` says whether the messages may still be stored.
+            identity: By which a repetition of the request is known, if its producer numbers its
+                messages.
+
+        Returns:
+            Whether the request repeats an earlier one. Then it is not appended, and the callback
+            gets the earlier one's outcome; of what is no longer held, only the first message's
+            physical offset.
 
         Raises, with nothing accepted and no callback to come:
             NotLeaderError: This replica does not serve as leader.
             FlowControlError: Too much is under way.
             MessageRejectedError: The request is too large for one log entry.
+            StaleSequenceError: Later messages of the producer are stored already; whether this
+                request is, nobody remembers.
 
         Durability: at the callback without error the messages are durable on a majority and
         applied here.
         """
         if self._serving_term is None:
             raise NotLeaderError(self._raft.leader_id, self._raft.term)
-        part = Part(topic.topic_id, messages)
+        if identity is not None and self._repeats(
+            topic.topic_id, queue_id, identity, len(messages), callback
+        ):
+            return True
+        part = Part(topic.topic_id, messages, identity)
         config = self._config
         size = part.command_bytes
         if size > config.request_bytes_max:
@@ -242,13 +280,17 @@ class Appender:
             or gathering.whole is not None
             or gathering.size_bytes + size > config.command_bytes_max
         ):
-            gathering = _Gathering(self)
+            gathering = _Gathering(self, config.lanes)
             self._waiting.append(gathering)
             self._pending_bytes += gathering.size_bytes
         before = gathering.size_bytes
-        gathering.add(part, topic, queue_id, callback)
+        request = AppendRequest(part, topic, queue_id, callback)
+        if request.lane is not None:
+            self._under_way.add(request.lane, request)
+        gathering.add(request, queue_id)
         self._pending_bytes += gathering.size_bytes - before
         self._schedule_flush()
+        return False
 
     def append_within(
         self,
@@ -272,9 +314,10 @@ class Appender:
         if self._serving_term is None:
             raise NotLeaderError(self._raft.leader_id, self._raft.term)
         config = self._config
-        gathering = _Gathering(self, prefix, callback)
+        gathering = _Gathering(self, config.lanes, prefix, callback)
         for topic, queue_id, messages in items:
-            gathering.add(Part(topic.topic_id, messages), topic, queue_id, _nothing)
+            part = Part(topic.topic_id, messages)
+            gathering.add(AppendRequest(part, topic, queue_id, _nothing), queue_id)
         size = gathering.size_bytes
         if size > config.request_bytes_max:
             raise MessageRejectedError(
@@ -296,6 +339,7 @@ class Appender:
         """Begins to accept messages; queue offsets go on from what the store has applied."""
         self._fail_waiting()
         self._next_offsets.clear()
+        self._under_way.clear()
         self._store_timestamp_ms = 0
         self._serving_term = term
 
@@ -304,9 +348,73 @@ class Appender:
         self._serving_term = None
         self._next_offsets.clear()
         self._fail_waiting()
+        self._under_way.clear()
 
     def on_leader_changed(self, leader_id: str | None, term: int) -> None:
         """Does nothing: what counts is whether this replica serves."""
+
+    # --- repetitions ------------------------------------------------------------------------
+
+    def _repeats(
+        self,
+        topic_id: int,
+        queue_id: int,
+        identity: SendIdentity,
+        count: int,
+        callback: AppendCallback,
+    ) -> bool:
+        """Answers a repeated request, now or later; False if the request is new."""
+        producer_id, sequence = identity
+        stored = self._store.find_send(producer_id, topic_id, queue_id, sequence, count)
+        loop = asyncio.get_running_loop()
+        if isinstance(stored, LaneBatch):
+            loop.call_soon(self._answer_stored, topic_id, queue_id, stored, callback)
+            return True
+        first = self._under_way.find((producer_id, topic_id, queue_id), sequence, count)
+        if isinstance(first, AppendRequest):
+            if first.decided:  # its time is over, but not its proposal's
+                loop.call_later(
+                    _RECHECK_S, self._recheck, topic_id, queue_id, identity, count, callback
+                )
+            else:
+                first.callbacks.append(callback)
+            return True
+        if Repeated.TOO_OLD in (stored, first):
+            raise StaleSequenceError(
+                f"producer {producer_id:016x} has later messages than {sequence} in the queue"
+            )
+        return False
+
+    def _recheck(
+        self,
+        topic_id: int,
+        queue_id: int,
+        identity: SendIdentity,
+        count: int,
+        callback: AppendCallback,
+    ) -> None:
+        stored = self._store.find_send(
+            identity.producer_id, topic_id, queue_id, identity.sequence, count
+        )
+        if isinstance(stored, LaneBatch):
+            self._answer_stored(topic_id, queue_id, stored, callback)
+        else:
+            error = CommitTimeoutError("an earlier attempt is under way; its outcome is unknown")
+            call_back(callback, -1, [], error)
+
+    def _answer_stored(
+        self, topic_id: int, queue_id: int, stored: LaneBatch, callback: AppendCallback
+    ) -> None:
+        first, count = stored.queue_offset, stored.message_count
+        try:
+            units = self._store.read_units(topic_id, queue_id, first, count)
+            offsets = [unit.physical_offset for unit in units]
+        except OffsetOutOfRangeError:
+            offsets = [stored.physical_offset]
+        except DLedgerError as error:
+            call_back(callback, -1, [], error)
+            return
+        call_back(callback, first, offsets, None)
 
     # --- proposing --------------------------------------------------------------------------
 
@@ -358,6 +466,8 @@ class Appender:
 
     def _answer(self, gathering: _Gathering, result: object, error: DLedgerError | None) -> None:
         if gathering.whole is not None:
+            if error is None:
+                self._under_way.applied()
             _call_whole(gathering.whole, result, error)
             return
         missing: tuple[int, ...] = ()
@@ -366,14 +476,13 @@ class Appender:
                 isinstance(result, MessagesApplied), "unexpected result of messages", result=result
             )
             missing = result.missing_topic_ids  # type: ignore[attr-defined]
-        for part, topic, callback in gathering.requests:
+            self._under_way.applied()
+        for request in gathering.requests:
             failure = error
-            if missing and topic.topic_id in missing:
-                failure = TopicNotFoundError(f"topic {topic.name} was deleted meanwhile")
-            if failure is None:
-                _call(callback, part.first_queue_offset, part.physical_offsets, None)
-            else:
-                _call(callback, -1, [], failure)
+            if missing and request.topic.topic_id in missing:
+                failure = TopicNotFoundError(f"topic {request.topic.name} was deleted meanwhile")
+            self._under_way.decided(request, failure)
+            request.answer(failure)
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -381,18 +490,6 @@ class Appender:
             self._pending_bytes -= gathering.size_bytes
             error = NotLeaderError(self._raft.leader_id, self._raft.term)
             self._answer(gathering, None, error)
-
-
-def _call(
-    callback: AppendCallback, first: int, offsets: list[int], error: DLedgerError | None
-) -> None:
-    """Calls back; one requester's failure must not cost the others their answers."""
-    try:
-        callback(first, offsets, error)
-    except InvariantError:
-        raise
-    except Exception:
-        _logger.exception("append callback failed")
 
 
 def _call_whole(callback: ProposalCallback, result: object, error: DLedgerError | None) -> None:

@@ -16,6 +16,7 @@ from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.config import load_config
 from dledger.errors import ConfigError
 from dledger.raft.config import RaftConfig
+from store.producer_lanes import LaneLimits
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,127}")
 # Identifiers of replicas become file and log names elsewhere: letters, digits, dots, dashes.
@@ -221,6 +222,7 @@ class BrokerConfig:
             whose first message lies within this many newest bytes of the log, as clients of
             RocketMQ expect ("still in memory" there). 0 switches this off.
         log_level: Of the process's log on standard error.
+        idempotence: What is remembered of producers. The leader's values hold for the group.
     """
 
     replica_id: str
@@ -242,6 +244,7 @@ class BrokerConfig:
     limits: LimitsSection = field(default_factory=LimitsSection)
     timing: TimingSection = field(default_factory=TimingSection)
     timers: TimersSection = field(default_factory=TimersSection)
+    idempotence: LaneLimits = field(default_factory=LaneLimits)
 
     def __post_init__(self) -> None:
         for name in ("cluster_name", "broker_name"):

@@ -99,6 +99,7 @@ class Counters:
     pulls: int = 0
     pulls_found: int = 0
     forwarded: int = 0
+    deduplicated: int = 0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from struct import Struct
+
 import msgspec
 
 from broker.catalog import NotCreatedYetError
 from broker.config import TimersSection
 from broker.delay_rules import DelayRules, Parking, parse_levels
 from broker.intake import Intake
+from broker.messages_command import SendIdentity
 from dledger.clock import Clock
 from dledger.errors import FlowControlError
 from dledger.message import RecallHandle
 from dledger.model import TopicConfig
 from store.state_store import StateStore
+
+_QUEUE_OF_PRODUCER = Struct(">QII")
 
 
 class Delays:
@@ -79,3 +85,14 @@ def parked(intake: Intake, parking: Parking) -> Intake:
         ],
         intake.unique_key,
     )
+
+
+def identity_of_parked(identity: SendIdentity, topic_id: int, queue_id: int) -> SendIdentity:
+    """Returns by which a repeated send of a delayed message is known.
+
+    A producer numbers its messages for each queue; parked ones of all queues share a place. So
+    each queue a producer sends to counts as a producer of its own there.
+    """
+    packed = _QUEUE_OF_PRODUCER.pack(identity.producer_id, topic_id, queue_id)
+    derived = hashlib.blake2b(packed, digest_size=8).digest()
+    return SendIdentity(int.from_bytes(derived), identity.sequence)

@@ -6,7 +6,7 @@ without looking at a message. All integers are big-endian.
 
     offset  size  field
     0       1     type 0x10
-    1       1     version 1
+    1       1     version: 1, or 2 with sends
     2       2     reserved, 0
     4       4     run count R
     8       4     message count N
@@ -16,9 +16,15 @@ without looking at a message. All integers are big-endian.
     ...     20*N  ConsumeQueue units: physical offset i64, size i32, tag hash i64; run after run
     ...           key groups: key length u16, record count u32, then the records:
                   index key (see store.state_keys), store timestamp u64
+    ...     16    version 2 only: send count u32, the leader's limits of the table of lanes
+                  (see store.producer_lanes): lanes u32, idle seconds u32, batches u16; u16 0
+    ...     44*S  version 2 only: the sends: producer id u64, sequence u64, topic id u32,
+                  queue id u32, first queue offset u64, message count u32,
+                  physical offset of the first message u64
     ...           the messages in the order of the units, concatenated
 
-A run is a queue's share of the command: consecutive queue offsets.
+A run is a queue's share of the command: consecutive queue offsets. A send is one request of a
+producer that numbers its messages.
 """
 
 from __future__ import annotations
@@ -31,13 +37,17 @@ import msgspec
 
 from broker.commands import CommandType
 from dledger.codes import MessageFlag
-from dledger.errors import InvariantError, invariant
+from dledger.errors import ConfigError, InvariantError, invariant
 from store import state_keys as keys
+from store.producer_lanes import LaneLimits, SendRecord
 
 VERSION: Final = 1
+VERSION_WITH_SENDS: Final = 2
 HEAD: Final = Struct(">BBHIIIQ")
 RUN: Final = Struct(">IIQI")
 KEY_GROUP: Final = Struct(">HI")
+SENDS_HEAD: Final = Struct(">IIIHH")
+SEND: Final = Struct(">QQIIQIQ")
 KEYS_INDEXED_MAX: Final = 128  # words of one message's KEYS that are indexed
 
 # Places in a stored message (RocketMQ's layout): queue offset and physical offset stand side by
@@ -71,11 +81,22 @@ class EncodedMessage(msgspec.Struct, frozen=True):
     keys: Sequence[bytes] = ()
 
 
+class SendIdentity(NamedTuple):
+    """By which a repeated request is known: its producer, and the number of its first message.
+
+    A producer's messages to one queue are numbered without doubles, in the order it sends them.
+    """
+
+    producer_id: int
+    sequence: int
+
+
 class Part:
     """Messages of one request to one queue. After encoding: where they went.
 
     Attributes:
         messages: At least one.
+        identity: Whose request it is, if its producer numbers its messages.
         size_bytes: Bytes of the messages, their units and their index records in a command.
         key_lengths: Lengths of the index keys, without the physical offset.
         first_queue_offset: Queue offset of the first; the others follow. -1 before encoding.
@@ -84,6 +105,7 @@ class Part:
 
     __slots__ = (
         "first_queue_offset",
+        "identity",
         "key_lengths",
         "messages",
         "physical_offsets",
@@ -91,15 +113,23 @@ class Part:
         "stems",
     )
 
-    def __init__(self, topic_id: int, messages: Sequence[EncodedMessage]) -> None:
+    def __init__(
+        self,
+        topic_id: int,
+        messages: Sequence[EncodedMessage],
+        identity: SendIdentity | None = None,
+    ) -> None:
         invariant(messages, "no messages to append", topic_id=topic_id)
         self.messages = messages
+        self.identity = identity
         self.first_queue_offset = -1
         self.physical_offsets: list[int] = []
         # (index key without the physical offset, number of the message)
         self.stems: list[tuple[bytes, int]] = []
         stems = self.stems
         size = len(messages) * keys.UNIT_BYTES
+        if identity is not None:
+            size += SEND.size
         for number, message in enumerate(messages):
             stored_bytes = len(message.stored)
             if stored_bytes < _STORED_BYTES_MIN:
@@ -119,7 +149,9 @@ class Part:
     @property
     def command_bytes(self) -> int:
         """Size of a command with nothing but this part."""
-        return HEAD.size + RUN.size + len(self.key_lengths) * KEY_GROUP.size + self.size_bytes
+        sends_head = 0 if self.identity is None else SENDS_HEAD.size
+        groups = len(self.key_lengths) * KEY_GROUP.size
+        return HEAD.size + RUN.size + groups + sends_head + self.size_bytes
 
 
 class MessagesBuilder:
@@ -128,10 +160,13 @@ class MessagesBuilder:
     Invariant: `size_bytes` is the exact length of what `encode` will return.
     """
 
-    __slots__ = ("_key_lengths", "_runs", "size_bytes")
+    __slots__ = ("_has_sends", "_key_lengths", "_limits", "_runs", "size_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: LaneLimits | None = None) -> None:
+        """Makes an empty builder; `limits` go with the parts that have an identity."""
         self.size_bytes = HEAD.size
+        self._limits = limits or LaneLimits()
+        self._has_sends = False
         self._runs: dict[tuple[int, int], list[Part]] = {}
         self._key_lengths: frozenset[int] = frozenset()
 
@@ -148,6 +183,9 @@ class MessagesBuilder:
             lengths = self._key_lengths | part.key_lengths
             size += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
             self._key_lengths = lengths
+        if part.identity is not None and not self._has_sends:
+            self._has_sends = True
+            size += SENDS_HEAD.size
         parts = self._runs.get((topic_id, queue_id))
         if parts is None:
             self._runs[topic_id, queue_id] = [part]
@@ -175,6 +213,7 @@ class MessagesBuilder:
         units: list[bytes] = []
         bodies: list[Buffer] = []
         queue_offsets: list[int] = []
+        sends: list[bytes] = []
         records: dict[int, list[bytes]] = {length: [] for length in sorted(self._key_lengths)}
         # Messages stand at the end, after everything whose size is known by now.
         position = body_offset + self.size_bytes - self._messages_bytes()
@@ -196,12 +235,14 @@ class MessagesBuilder:
                     units.append(pack_unit(position, size, message.tag_hash))
                     bodies.append(stored)
                     position += size
+                if part.identity is not None:
+                    sends.append(_pack_send(part, part.identity, topic_id, queue_id))
                 for stem, number in part.stems:
                     tail = pack_tail(positions[number], store_timestamp_ms)
                     records[len(stem)].append(stem + tail)
         head = HEAD.pack(
             CommandType.MESSAGES,
-            VERSION,
+            VERSION_WITH_SENDS if sends else VERSION,
             0,
             len(runs),
             len(units),
@@ -214,6 +255,12 @@ class MessagesBuilder:
             group.sort()
             pieces.append(KEY_GROUP.pack(length + keys.PHYSICAL_OFFSET.size, len(group)))
             pieces.extend(group)
+        if sends:
+            limits = self._limits
+            pieces.append(
+                SENDS_HEAD.pack(len(sends), limits.lanes_max, limits.idle_s, limits.batches_max, 0)
+            )
+            pieces.extend(sends)
         pieces.extend(bodies)
         command = bytearray().join(pieces)
         invariant(
@@ -232,6 +279,18 @@ class MessagesBuilder:
             for part in parts
             for message in part.messages
         )
+
+
+def _pack_send(part: Part, identity: SendIdentity, topic_id: int, queue_id: int) -> bytes:
+    return SEND.pack(
+        identity.producer_id,
+        identity.sequence,
+        topic_id,
+        queue_id,
+        part.first_queue_offset,
+        len(part.messages),
+        part.physical_offsets[0],
+    )
 
 
 def _stamp(
@@ -276,6 +335,8 @@ class MessagesCommand(NamedTuple):
     runs: list[Run]
     key_groups: list[KeyGroup]
     messages: memoryview
+    sends: list[SendRecord]
+    limits: LaneLimits | None  # None without sends
 
 
 def decode_messages(body: Buffer) -> MessagesCommand:
@@ -289,7 +350,8 @@ def decode_messages(body: Buffer) -> MessagesCommand:
     view = memoryview(body)
     _check(len(view) >= HEAD.size, "head", view)
     type_, version, _, run_count, message_count, group_count, timestamp = HEAD.unpack_from(view)
-    _check(type_ == CommandType.MESSAGES and version == VERSION, "version", view)
+    known = version in (VERSION, VERSION_WITH_SENDS)
+    _check(type_ == CommandType.MESSAGES and known, "version", view)
     units_at = HEAD.size + run_count * RUN.size
     at = units_at + message_count * keys.UNIT_BYTES
     _check(run_count > 0 and message_count > 0 and at < len(view), "counts", view)
@@ -300,6 +362,17 @@ def decode_messages(body: Buffer) -> MessagesCommand:
         units_at = stop
         _check(count > 0 and stop <= at, "run", view)
     _check(units_at == at, "run counts", view)
+    groups, at = _decode_groups(view, at, group_count)
+    sends: list[SendRecord] = []
+    limits = None
+    if version == VERSION_WITH_SENDS:
+        sends, limits, at = _decode_sends(view, at)
+    messages = view[at:]
+    _check_places(view, runs, messages)
+    return MessagesCommand(timestamp, runs, groups, messages, sends, limits)
+
+
+def _decode_groups(view: memoryview, at: int, group_count: int) -> tuple[list[KeyGroup], int]:
     groups = []
     for _ in range(group_count):
         _check(at + KEY_GROUP.size <= len(view), "key group", view)
@@ -309,9 +382,21 @@ def decode_messages(body: Buffer) -> MessagesCommand:
         _check(stop <= len(view), "key records", view)
         groups.append(KeyGroup(key_bytes, view[at:stop]))
         at = stop
-    messages = view[at:]
-    _check_places(view, runs, messages)
-    return MessagesCommand(timestamp, runs, groups, messages)
+    return groups, at
+
+
+def _decode_sends(view: memoryview, at: int) -> tuple[list[SendRecord], LaneLimits, int]:
+    _check(at + SENDS_HEAD.size <= len(view), "sends", view)
+    count, lanes_max, idle_s, batches_max, _ = SENDS_HEAD.unpack_from(view, at)
+    at += SENDS_HEAD.size
+    stop = at + count * SEND.size
+    _check(count > 0 and stop <= len(view), "send records", view)
+    try:
+        limits = LaneLimits(lanes_max=lanes_max, idle_s=idle_s, batches_max=batches_max)
+    except ConfigError:
+        _check(False, "limits of lanes", view)
+        raise
+    return [SendRecord._make(fields) for fields in SEND.iter_unpack(view[at:stop])], limits, stop
 
 
 def _check_places(view: memoryview, runs: list[Run], messages: memoryview) -> None:

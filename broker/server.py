@@ -343,6 +343,7 @@ class Broker:
         appender_config = AppenderConfig(
             pending_bytes_max=limits.pending_bytes_max,
             request_bytes_max=min(6 * 1024 * 1024, config.raft.entry_bytes_max),
+            lanes=config.idempotence,
         )
         context = BrokerContext(
             config=config,

@@ -143,7 +143,7 @@ class BrokerStateMachine:
                     applied_term=term,
                 )
                 index, term = entry.index, entry.term
-                results.append(_apply_body(batch, entry.body, effects))
+                results.append(_apply_body(batch, index, entry.body, effects))
             batch.set_applied(index, term)
         if self._on_applied is not None and (
             effects.queues or effects.topics or effects.groups or effects.offsets_stored
@@ -152,19 +152,21 @@ class BrokerStateMachine:
         return results
 
 
-def _apply_body(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> object:
+def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEffects) -> object:
     invariant(len(body), "empty log entry")
     type_ = body[0]
     if type_ == CommandType.MESSAGES:
-        return _apply_messages(batch, body, effects)
+        return _apply_messages(batch, index, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
     if timers_command.is_timer_command(type_):
-        return timers_command.apply(batch, body, effects, _apply_messages)
+        return timers_command.apply(batch, index, body, effects, _apply_messages)
     return _apply_control(batch, decode_control(body), effects)
 
 
-def _apply_messages(batch: WriteBatch, body: Buffer, effects: AppliedEffects) -> MessagesApplied:
+def _apply_messages(
+    batch: WriteBatch, index: int, body: Buffer, effects: AppliedEffects
+) -> MessagesApplied:
     command = decode_messages(body)
     missing: list[int] = []
     parking = timers_command.parking_topic_ids(batch)
@@ -181,6 +183,18 @@ def _apply_messages(batch: WriteBatch, body: Buffer, effects: AppliedEffects) ->
     for group in command.key_groups:
         records = _without_topics(group, set(missing)) if missing else group.records
         batch.put_keys(group.key_bytes, records)
+    if command.limits is not None:
+        # The leader has looked for repetitions before it gave the entry its place; here its
+        # decision is only noted, so that replicas cannot come to different ones.
+        for number, send in enumerate(command.sends):
+            if send.topic_id not in missing:
+                batch.record_send(
+                    send,
+                    limits=command.limits,
+                    index=index,
+                    number=number,
+                    timestamp_ms=command.store_timestamp_ms,
+                )
     return MessagesApplied(tuple(sorted(set(missing)))) if missing else _ALL_STORED
 
 

@@ -102,9 +102,10 @@ def apply_parked(
 
 def apply(
     batch: WriteBatch,
+    index: int,
     body: Buffer,
     effects: AppliedEffects,
-    apply_messages: Callable[[WriteBatch, Buffer, AppliedEffects], MessagesApplied],
+    apply_messages: Callable[[WriteBatch, int, Buffer, AppliedEffects], MessagesApplied],
 ) -> TimersDelivered | TimersCancelled:
     """Applies a command about timers.
 
@@ -119,7 +120,7 @@ def apply(
         return TimersDelivered(None)
     for key in timer_keys:
         _remove(batch, key)
-    return TimersDelivered(apply_messages(batch, rest, effects))
+    return TimersDelivered(apply_messages(batch, index, rest, effects))
 
 
 def unique_key_of(stored: Buffer) -> bytes:

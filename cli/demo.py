@@ -40,6 +40,7 @@ class Run:
     """What happened, by queue id, and when.
 
     Attributes:
+        resent: Messages acknowledged after an attempt of unknown outcome.
         pause_from, pause_to: The longest time without an acknowledgement since the kill.
     """
 
@@ -48,6 +49,7 @@ class Run:
         default_factory=lambda: {q: [] for q in range(QUEUES)}
     )
     acknowledged_count: int = 0
+    resent: int = 0
     failures: list[BaseException] = field(default_factory=list)
     killed_at: float | None = None
     last_at: float = 0.0
@@ -69,6 +71,7 @@ class Run:
         self.last_at = now
         self.acknowledged[queue_id].append(number)
         self.acknowledged_count += 1
+        self.resent += future.result().outcome_unknown_attempts > 0
         self._look_at_half()
 
     def _look_at_half(self) -> None:
@@ -92,7 +95,7 @@ def demo(
     """Start three replicas, send numbered messages, kill the leader in the middle, count.
 
     Everything happens in a temporary directory on free ports. The last line is JSON. Exit code 4
-    if a message that was acknowledged is lost or out of order.
+    if a message that was acknowledged is lost, there twice or out of order.
     """
     tell: Callable[[str], None] = (lambda text: None) if json_output else say
     directory = Path(tempfile.mkdtemp(prefix="dledger-demo-"))
@@ -142,7 +145,11 @@ def _run(
     tell(
         f"acknowledged {run.acknowledged_count:,}, read {verdict.consumed:,}, lost {verdict.lost}, "
         f"out of order {verdict.out_of_order}, twice {verdict.duplicates:,}"
-        + (" (sent again: the leader died before it could answer)" if verdict.duplicates else "")
+        + (
+            f" ({run.resent:,} were sent again: the leader died before it could answer)"
+            if run.resent
+            else ""
+        )
     )
     result = {
         "acknowledged": run.acknowledged_count,

@@ -25,8 +25,8 @@ class Verdict:
 
     @property
     def is_violation(self) -> bool:
-        """Whether a promise was broken. Duplicates are allowed after an unknown outcome."""
-        return bool(self.lost or self.out_of_order or self.phantoms)
+        """Whether a promise was broken."""
+        return bool(self.lost or self.duplicates or self.out_of_order or self.phantoms)
 
 
 def compare(

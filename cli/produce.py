@@ -62,14 +62,18 @@ class ProduceCounts:
         acknowledged: Stored on a majority.
         failed: Certainly not stored.
         unknown: Never acknowledged, but perhaps stored.
-        resent: Acknowledged after an attempt of unknown outcome: perhaps stored twice.
+        resent: Acknowledged after an attempt of unknown outcome.
+        deduplicated: How many of these the first attempt had stored, as the broker noticed.
+        twice: Perhaps stored twice: sent again to a broker that does not notice.
     """
 
     lines: int = 0
     acknowledged: int = 0
     failed: LineSet = field(default_factory=LineSet)
     unknown: LineSet = field(default_factory=LineSet)
-    resent: LineSet = field(default_factory=LineSet)
+    resent: int = 0
+    deduplicated: int = 0
+    twice: LineSet = field(default_factory=LineSet)
     first_error: str = ""
     gave_up: bool = False
     interrupted: bool = False
@@ -87,8 +91,12 @@ class ProduceCounts:
                 self.pause_max_s = max(self.pause_max_s, now - self.last_acknowledged)
             self.last_acknowledged = now
             self.acknowledged += 1
-            if future.result().outcome_unknown_attempts:
-                self.resent.add(number)
+            result = future.result()
+            if result.outcome_unknown_attempts:
+                self.resent += 1
+                self.deduplicated += result.deduplicated
+                if result.may_be_twice:
+                    self.twice.add(number)
         elif isinstance(error, DLedgerError):
             self.refuse(number, error)
         else:
@@ -123,10 +131,12 @@ class ProduceCounts:
             "acknowledged": self.acknowledged,
             "failed": self.failed.count,
             "unknown": self.unknown.count,
-            "possible_duplicates": self.resent.count,
+            "resent": self.resent,
+            "deduplicated": self.deduplicated,
+            "possible_duplicates": self.twice.count,
             "failed_lines": self.failed.ranges(),
             "unknown_lines": self.unknown.ranges(),
-            "possible_duplicate_lines": self.resent.ranges(),
+            "possible_duplicate_lines": self.twice.ranges(),
             "longest_pause_ms": round(self.pause_max_s * 1000, 1),
             "seconds": round(self.seconds, 3),
             "messages_per_second": round(self.acknowledged / max(self.seconds, 1e-9)),
@@ -142,9 +152,11 @@ class ProduceCounts:
         )
         if self.interrupted:
             text += f"\nstopped after line {self.lines:,}"
-        if self.resent.count:
-            text += f"\n{self.resent.count:,} were sent again after an unknown outcome: "
-            text += "each may be there twice"
+        if self.resent:
+            text += f"\n{self.resent:,} were sent again after an unknown outcome"
+            text += f" ({self.deduplicated:,} were there already): "
+            count = self.twice.count
+            text += f"{count:,} may be there twice" if count else "each is there once"
         return text
 
 

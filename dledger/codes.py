@@ -163,11 +163,18 @@ class Permission(IntFlag):
 # instead of being forwarded. EXT_FORWARDED marks a request that has already made its one hop.
 # A failed response carries EXT_OUTCOME: OUTCOME_REFUSED means that the operation certainly did
 # not and will not take effect, OUTCOME_UNKNOWN that it may still.
+#
+# A send with EXT_PRODUCER_ID (16 hex digits) and EXT_SEQUENCE (the producer's number of the
+# request's first message in that queue) is stored once, however often it comes. Its successful
+# answer carries EXT_DEDUPLICATED: "1" if it repeated an earlier request, else "0".
 EXT_NO_FORWARD = "dlNoForward"
 EXT_FORWARDED = "dlForwarded"
 EXT_OUTCOME = "dlOutcome"
 EXT_LEADER_ADDRESS = "dlLeader"
 EXT_TERM = "dlTerm"
+EXT_PRODUCER_ID = "dlProducerId"
+EXT_SEQUENCE = "dlSequence"
+EXT_DEDUPLICATED = "dlDeduplicated"
 OUTCOME_REFUSED = "refused"
 OUTCOME_UNKNOWN = "unknown"
 

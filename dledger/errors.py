@@ -219,6 +219,12 @@ class MessageRejectedError(RequestError):
     response_code = ResponseCode.MESSAGE_ILLEGAL
 
 
+class StaleSequenceError(RequestError):
+    """A producer's numbered messages come after later ones. This attempt stored nothing."""
+
+    response_code = ResponseCode.MESSAGE_ILLEGAL
+
+
 class InvalidParameterError(RequestError):
     """A field of the request is missing or out of range."""
 

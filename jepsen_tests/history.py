@@ -160,8 +160,8 @@ class Read(Record, tag="read"):
     that an answer shorter than `max` means "there is no more" (else: any non-empty prefix).
     `out_of_range` reports the refusal of `start` below the min offset.
 
-    Eventual reads of one `process` at one `node` are a session, in which the log never shrinks:
-    use a new process number after reconnecting.
+    Eventual reads of one `process` at one named `node` are a session, in which the log never
+    shrinks: use a new process number after reconnecting. Without a `node` there is no session.
     """
 
     process: int

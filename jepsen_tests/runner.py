@@ -46,6 +46,8 @@ from jepsen_tests.workloads.registry import NOT_YET, Workload, find_workload
 ACKS_MIN_PER_S = 50
 FINAL_INDEX = 90
 _STOP_S = 15.0
+_HEALTHY_S = 60.0
+_PLANTED_HEALTHY_S = 8.0  # a broken replica may well never come back
 _DRAIN_S = 75.0
 _FINAL_S = 120.0
 _PROGRESS_S = 1.0
@@ -230,7 +232,7 @@ class _Run:
         for replica in self.cluster.replicas:
             self.cluster.start(replica)
         begin = time.monotonic()
-        self.cluster.wait_healthy()
+        self.cluster.wait_healthy(_PLANTED_HEALTHY_S if self.options.plant else _HEALTHY_S)
         self.figures["healthyAfterSeconds"] = round(time.monotonic() - begin, 3)
         self.log.phase("drain")
         self._stop_workers(_DRAIN_S, draining=True)

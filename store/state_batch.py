@@ -11,6 +11,7 @@ used again. Later transactions remove them, a bounded number each.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from struct import Struct
@@ -23,6 +24,7 @@ from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
 from store import timer_table
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
+from store.producer_lanes import LaneChanges, LaneLimits, Lanes, SendRecord
 
 DATABASE_NAMES: Final = (
     "meta",
@@ -32,6 +34,7 @@ DATABASE_NAMES: Final = (
     "consume_queue",
     "consumer_offsets",
     "key_index",
+    "producer_lanes",
     "garbage",
     *timer_table.DATABASE_NAMES,
 )
@@ -56,7 +59,7 @@ class ConsumerOffset(NamedTuple):
 class StateTables:
     """What a store keeps in memory. Owned by `StateStore`; replaced whole after a commit.
 
-    `bounds` is the exception: it may be large, so a commit updates it in place.
+    `bounds` and `lanes` are the exception: they may be large, so a commit updates them in place.
     """
 
     applied_index: int = 0
@@ -66,6 +69,7 @@ class StateTables:
     topic_names: dict[int, str] = field(default_factory=dict)
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     bounds: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    lanes: Lanes = field(default_factory=OrderedDict)  # the longest unused first
     garbage: tuple[int, ...] = ()  # ids of deleted topics that have left pairs behind
 
 
@@ -98,6 +102,7 @@ class WriteBatch:
         self._offsets: dict[bytes, bytes] = {}
         self._runs: dict[tuple[int, int], _Run] = {}
         self._index_records: list[tuple[int, Buffer]] = []
+        self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
         self.timers = timer_table.TimerChanges(environment)
 
@@ -160,6 +165,7 @@ class WriteBatch:
             for key, value in self._offsets.items()
             if keys.split_consumer_offset_key(key)[1] != topic_id
         }
+        self._lanes.drop_topic(topic_id)
         return True
 
     def put_group(self, config: GroupConfig) -> GroupConfig:
@@ -271,6 +277,14 @@ class WriteBatch:
         # Near-sequential keys share pages; a scattered one touches a page of its own.
         self._bytes_estimate += 2 * len(records) + count * 512 + _NAME_ROOM_BYTES
 
+    def record_send(
+        self, send: SendRecord, *, limits: LaneLimits, index: int, number: int, timestamp_ms: int
+    ) -> None:
+        """Remembers a producer's request, so that a repetition is known; see `producer_lanes`."""
+        self._lanes.record(
+            send, limits=limits, index=index, number=number, timestamp_ms=timestamp_ms
+        )
+
     def set_applied(self, index: int, term: int) -> None:
         """Sets the applied index and its term."""
         self._tables.applied_index = index
@@ -289,7 +303,9 @@ class WriteBatch:
         """
         small = len(self._changed_topics) + len(self._changed_groups) + len(self._dead_topics)
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
-        estimate += 256 * len(self._offsets) + self.timers.bytes_estimate
+        # Producer ids are random: each lane touches a page of its own.
+        estimate += 256 * len(self._offsets) + _NAME_ROOM_BYTES * len(self._lanes.changed)
+        estimate += self.timers.bytes_estimate
         garbage = self._tables.garbage
 
         def operations(transaction: WriteTransaction) -> None:
@@ -299,6 +315,7 @@ class WriteBatch:
 
         self._environment.write(operations, bytes_estimate=estimate)
         self._tables.garbage = garbage
+        self._lanes.apply()
         bounds = self._base.bounds
         for queue, run in self._runs.items():
             bounds[queue] = (run.offset_min, run.stop)
@@ -333,6 +350,8 @@ class WriteBatch:
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
+        if self._lanes.changed:
+            self._put_lanes(transaction)
         meta = databases["meta"]
         tables = self._tables
         if tables.next_topic_id != self._base.next_topic_id:
@@ -374,6 +393,16 @@ class WriteBatch:
             )
         transaction.cursor(database).putmulti(chunks)
         transaction.cursor(self._environment.databases["queues"]).putmulti(bounds)
+
+    def _put_lanes(self, transaction: WriteTransaction) -> None:
+        database = self._environment.databases["producer_lanes"]
+        kept: list[tuple[bytes, bytes]] = []
+        for key, lane in sorted(self._lanes.changed.items()):
+            if lane is None:
+                transaction.delete(key, db=database)
+            else:
+                kept.append((key, lane))
+        transaction.cursor(database).putmulti(kept)
 
     def _delete_topic_offsets(self, transaction: WriteTransaction, topic_id: int) -> None:
         cursor = transaction.cursor(self._environment.databases["consumer_offsets"])

@@ -2,7 +2,7 @@
 
 `StateStore` reads, `state_batch.WriteBatch` writes. One batch is one LMDB transaction, and the
 applied index is part of it: effects are stored exactly once, whatever dies in between. What is
-kept in memory (tables of topics and groups, bounds of the queues) changes only after the commit.
+kept in memory (topics, groups, producers' lanes, bounds of queues) changes only after the commit.
 
 Durability: a committed batch is *written*: it survives the death of the process. After an unclean
 stop of the machine the content is discarded at the next `open`, the applied index is 0 again, and
@@ -36,6 +36,7 @@ from store.lmdb_env import (
     WriteTransaction,
     store_errors,
 )
+from store.producer_lanes import LANE_KEY, LaneBatch, Repeated, find_batch, load_lanes
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
 from store.timer_table import TimerReader
 
@@ -59,6 +60,7 @@ class StateStatistics(NamedTuple):
     topic_count: int
     group_count: int
     queue_count: int
+    lane_count: int
     used_bytes: int
     map_bytes: int
 
@@ -285,6 +287,23 @@ class StateStore:
                 found = cursor.set_range(keys.group_prefix(name) + b"\xff" * keys.QUEUE_KEY.size)
         return names
 
+    # --- producers --------------------------------------------------------------------------
+
+    def find_send(
+        self, producer_id: int, topic_id: int, queue_id: int, sequence: int, count: int
+    ) -> LaneBatch | Repeated:
+        """Returns where a producer's request is stored already, or what it is otherwise.
+
+        Args:
+            producer_id: The producer.
+            topic_id: The topic's number.
+            queue_id: The queue.
+            sequence: The producer's number of the request's first message.
+            count: The request's messages.
+        """
+        lane = self._tables.lanes.get(LANE_KEY.pack(producer_id, topic_id, queue_id))
+        return find_batch(lane, sequence, count)
+
     # --- key index --------------------------------------------------------------------------
 
     def find_by_key(
@@ -361,6 +380,7 @@ class StateStore:
             topic_count=len(tables.topics),
             group_count=len(tables.groups),
             queue_count=len(tables.bounds),
+            lane_count=len(tables.lanes),
             used_bytes=self._environment.used_bytes(),
             map_bytes=self._environment.map_bytes,
         )
@@ -448,6 +468,7 @@ def _load_tables(environment: LmdbEnvironment) -> StateTables:
             topic_id, queue_id = keys.QUEUE_KEY.unpack(key)
             offset_min, offset_max = keys.QUEUE_BOUNDS.unpack(value)
             tables.bounds[topic_id, queue_id] = (offset_min, offset_max)
+        tables.lanes = load_lanes(iter(transaction.cursor(databases["producer_lanes"])))
         tables.garbage = tuple(
             keys.TOPIC_ID.unpack(key)[0] for key, _ in transaction.cursor(databases["garbage"])
         )

@@ -86,6 +86,7 @@ class InfoProcessor:
             "pulls": counters.pulls,
             "pullsFound": counters.pulls_found,
             "forwarded": counters.forwarded,
+            "deduplicated": counters.deduplicated,
         }
         return {name: _text(value) for name, value in values.items()}
 

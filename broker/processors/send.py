@@ -12,10 +12,19 @@ from collections.abc import Callable
 from broker import names, retries
 from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
-from broker.delays import Delays, parked
+from broker.delays import Delays, identity_of_parked, parked
 from broker.forwarding import EXT_BORN_HOST
 from broker.intake import MessageIntake
-from dledger.codes import DEAD_LETTER_PREFIX, RETRY_PREFIX, Permission, RequestCode
+from broker.messages_command import SendIdentity
+from dledger.codes import (
+    DEAD_LETTER_PREFIX,
+    EXT_DEDUPLICATED,
+    EXT_PRODUCER_ID,
+    EXT_SEQUENCE,
+    RETRY_PREFIX,
+    Permission,
+    RequestCode,
+)
 from dledger.errors import (
     DLedgerError,
     GroupNotFoundError,
@@ -36,6 +45,8 @@ _FORWARDED_MARK = EXT_BORN_HOST.encode()
 _UNKNOWN_HOST = bytes(8)
 _Header = SendMessageHeader | SendMessageHeaderV2
 _WRITE = int(Permission.WRITE)
+_PRODUCER_ID_BYTES = 8
+_SEQUENCE_MAX = 1 << 62
 
 
 class SendProcessor:
@@ -114,6 +125,7 @@ class SendProcessor:
                 f"{topic.name} is forbidden"
             )
         queue_id = self._choose_queue(topic, header.queue_id)
+        identity = _identity(header)
         is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
         parking = None
         if not is_batch:
@@ -122,6 +134,8 @@ class SendProcessor:
         if parking is not None:
             place, place_queue = self._delays.topic_of(parking), parking.queue_id
             header.properties = parking.properties
+            if identity is not None:
+                identity = identity_of_parked(identity, topic.topic_id, queue_id)
         intake = self._intake.encode(
             header,
             command.body,
@@ -142,7 +156,10 @@ class SendProcessor:
             if error is not None:
                 self._fail(connection, command, error)
                 return
-            counters.messages_in += count
+            if repeats:
+                counters.deduplicated += count
+            else:
+                counters.messages_in += count
             ext = {
                 "msgId": ",".join([offset_message_id(store_host, at) for at in physical_offsets]),
                 "queueId": str(queue_id),
@@ -152,13 +169,18 @@ class SendProcessor:
             }
             if intake.unique_key:
                 ext["transactionId"] = intake.unique_key
+            if identity is not None:
+                ext[EXT_DEDUPLICATED] = "1" if repeats else "0"
             if parking is not None:
                 ext["recallHandle"] = self._delays.recall_handle(
                     topic.name, parking, intake.unique_key
                 )
             connection.reply(command, 0, ext)
 
-        self._context.appender.append(place, place_queue, intake.messages, appended)
+        # Set before the callback: that always comes later.
+        repeats = self._context.appender.append(
+            place, place_queue, intake.messages, appended, identity
+        )
 
     def _divert_dead(self, header: _Header) -> None:
         """Sends a message that was tried too often to the dead letters of its group."""
@@ -224,6 +246,29 @@ class SendProcessor:
             write_queue_count=count,
             permission=template.permission & ~int(Permission.INHERIT),
         )
+
+
+def _identity(header: _Header) -> SendIdentity | None:
+    """Returns by what a repetition of the request is known; None for other clients than ours.
+
+    Raises:
+        InvalidParameterError: It makes no sense.
+    """
+    digits = header.producer_id
+    if not digits:
+        return None
+    sequence = header.sequence
+    if sequence is None or not 0 <= sequence <= _SEQUENCE_MAX:
+        raise InvalidParameterError(f"{EXT_SEQUENCE} {sequence} must lie in 0..{_SEQUENCE_MAX}")
+    if header.queue_id < 0:
+        raise InvalidParameterError(f"a send with {EXT_PRODUCER_ID} must name its queue")
+    try:
+        raw = bytes.fromhex(digits)
+    except ValueError:
+        raw = b""
+    if len(raw) != _PRODUCER_ID_BYTES:
+        raise InvalidParameterError(f"{EXT_PRODUCER_ID} must be 16 hexadecimal digits")
+    return SendIdentity(int.from_bytes(raw, "big"), sequence)
 
 
 def _born_host(connection: Connection, command: Command) -> bytes:

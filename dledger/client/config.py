@@ -87,8 +87,11 @@ class ProducerConfig:
     Attributes:
         send_timeout_s: From the moment a message is under way to its result, all retries included.
         attempt_timeout_s: Limit of one attempt; then its outcome is unknown and it is made again.
-        retry_unknown: Send again after an attempt of unknown outcome (at least once: a duplicate
-            with the same unique key is possible, and the result says so). `False` raises instead.
+        retry_unknown: Send again after an attempt of unknown outcome. `False` raises instead.
+        idempotent: Number the messages, so that a dledger broker stores each of them once however
+            often it is sent again. Other brokers ignore the numbers: there, and with `False`, an
+            attempt of unknown outcome may leave a duplicate with the same unique key, and the
+            result says so.
         refusals_max: How often a message is tried elsewhere after a broker refused it for a reason
             that may not hold elsewhere (no such topic, no permission, internal error).
         in_flight_max, in_flight_bytes_max: Messages and bytes under way; others wait their turn.
@@ -103,6 +106,7 @@ class ProducerConfig:
     send_timeout_s: float = 10.0
     attempt_timeout_s: float = 3.0
     retry_unknown: bool = True
+    idempotent: bool = True
     refusals_max: int = 2
     in_flight_max: int = 10_000
     in_flight_bytes_max: int = 64 * 1024 * 1024

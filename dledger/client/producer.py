@@ -28,6 +28,7 @@ from dledger.client.sending import (
     BatchSender,
     Outcome,
     final_error,
+    producer_id_of,
     send_header,
     total_messages,
 )
@@ -100,8 +101,11 @@ class AsyncProducer:
             self.config.session, nameserver_addresses(nameserver), clock, producer_group=group
         )
         self._clock = clock
-        self._encoder = MessageEncoder(self.config, unique_keys or UniqueKeyGenerator(clock))
-        self._sender = BatchSender(self._session, self.config, group, clock)
+        unique_keys = unique_keys or UniqueKeyGenerator(clock)
+        self._encoder = MessageEncoder(self.config, unique_keys)
+        self._sender = BatchSender(
+            self._session, self.config, group, clock, producer_id_of(unique_keys())
+        )
         self._topics: dict[str, TopicLines] = {}
         self._dirty: set[str] = set()
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()

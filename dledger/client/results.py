@@ -17,9 +17,13 @@ class SendResult(msgspec.Struct, frozen=True):
         queue: Where it was stored.
         queue_offset: Its place there.
         status: How far it had come; from a DLedger broker always `SEND_OK`: on a majority's disks.
-        outcome_unknown_attempts: Earlier attempts that may have stored the message as well. 0
-            means that it is certainly there once.
+        outcome_unknown_attempts: Earlier attempts that were made without learning what became of
+            them. For information: see `may_be_twice`.
         attempts: All attempts, this one included.
+        deduplicated: One of the earlier attempts had stored the message, and the broker noticed.
+        may_be_twice: An earlier attempt may have stored the message as well, because the broker
+            does not recognise repeated sends (not a dledger broker, or `idempotent` is off).
+            Otherwise the message is certainly there once.
         recall_handle: Takes a delayed message back before its time; empty for others.
     """
 
@@ -30,6 +34,8 @@ class SendResult(msgspec.Struct, frozen=True):
     status: SendStatus = SendStatus.SEND_OK
     outcome_unknown_attempts: int = 0
     attempts: int = 1
+    deduplicated: bool = False
+    may_be_twice: bool = False
     recall_handle: str = ""
 
 

@@ -1,8 +1,15 @@
-"""Makes the attempts for one batch until it is stored, refused for good, or out of time."""
+"""Makes the attempts for one batch until it is stored, refused for good, or out of time.
+
+A batch carries its producer's id and the number of its first message in that queue, the same with
+every attempt: so a broker that has stored it knows the next attempt for a repetition. That holds
+for the same messages in the same queue only. So once an attempt had an unknown outcome, a batch
+stays together and where it is, until it is acknowledged or the time of its last message is over.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +20,15 @@ from dledger.client.results import SendResult
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import ClientSession
 from dledger.clock import Clock
-from dledger.codes import AUTO_CREATE_TOPIC, EXT_NO_FORWARD, RequestCode, ResponseCode
+from dledger.codes import (
+    AUTO_CREATE_TOPIC,
+    EXT_DEDUPLICATED,
+    EXT_NO_FORWARD,
+    EXT_PRODUCER_ID,
+    EXT_SEQUENCE,
+    RequestCode,
+    ResponseCode,
+)
 from dledger.errors import (
     BrokerResponseError,
     DLedgerError,
@@ -75,13 +90,29 @@ def send_header(
     return header
 
 
+def producer_id_of(unique_key: str) -> str:
+    """Returns the id of the producer that made this key: as unique as the key, in 64 bits."""
+    return hashlib.blake2b(unique_key.encode(), digest_size=8).hexdigest()
+
+
 class BatchSender:
-    """Sends batches for one producer. Holds no state between batches but counters."""
+    """Sends batches for one producer; the next one to a queue only when the last has ended.
+
+    Holds no state between batches but counters, and what it knows of brokers.
+    """
 
     def __init__(
-        self, session: ClientSession, config: ProducerConfig, group: str, clock: Clock
+        self,
+        session: ClientSession,
+        config: ProducerConfig,
+        group: str,
+        clock: Clock,
+        producer_id: str,
     ) -> None:
         self._session = session
+        self._producer_id = producer_id
+        self._sequences: dict[MessageQueue, int] = {}
+        self._plain: set[str] = set()  # broker names that do not recognise repetitions
         self._config = config
         self._group = group
         self._clock = clock
@@ -104,7 +135,11 @@ class BatchSender:
         code = RequestCode.SEND_BATCH_MESSAGE if is_batch else RequestCode.SEND_MESSAGE_V2
         header = send_header(self._config, self._group, queue, batch, self._clock.wall_ms())
         header[EXT_NO_FORWARD] = "1"
+        if self._config.idempotent:
+            header[EXT_PRODUCER_ID] = self._producer_id
+            header[EXT_SEQUENCE] = self._take_sequence(queue, total_messages(batch))
         may_leave = may_leave and not batch[0].pinned
+        bound = False  # may be stored already: only the same again, at the same place
         error: DLedgerError = RequestTimeoutError("no attempt could be made in time")
         failures = hints = 0
         loop = asyncio.get_running_loop()
@@ -112,8 +147,12 @@ class BatchSender:
         room_s = min(_ATTEMPT_MIN_S, self._config.send_timeout_s / 4)
         while True:
             deadline = batch[0].deadline
-            if loop.time() >= deadline - room_s:
-                return self._expire(batch, error, loop.time() + room_s)
+            over = loop.time() + room_s
+            if bound:
+                deadline = max(item.deadline for item in batch)
+                self._fail([item for item in batch if item.deadline <= over], error)
+            if over >= deadline:
+                return self._expire(batch, error, over)
             try:
                 address = await self._session.leader(
                     queue.broker_name, deadline - room_s, confirm=hints >= _NOT_LEADER_HINTS_MAX
@@ -140,11 +179,12 @@ class BatchSender:
             failures += 1
             verdict = judge(error)
             self._count(batch, verdict.definite)
+            bound = bound or (not verdict.definite and self._recognises(queue.broker_name))
             if not verdict.definite and not self._config.retry_unknown:
                 return self._fail(batch, error)
             hints = hints + 1 if verdict.step is Step.FIND_LEADER else 0
             if verdict.step is Step.GIVE_UP:
-                if len(batch) > 1:
+                if len(batch) > 1 and not bound:
                     return await self._one_by_one(queue, batch, may_leave=may_leave)
                 return self._fail(batch, error)
             if verdict.step is Step.ELSEWHERE:
@@ -152,8 +192,18 @@ class BatchSender:
                     return self._fail(batch, error)
                 for item in batch:
                     item.refusals += 1
-            if await self._prepare_retry(queue, verdict.step, failures, deadline) and may_leave:
+            elsewhere = await self._prepare_retry(queue, verdict.step, failures, deadline)
+            if elsewhere and may_leave and not bound:
                 return Outcome(again=batch)
+
+    def _take_sequence(self, queue: MessageQueue, count: int) -> int:
+        first = self._sequences.get(queue, 0)
+        self._sequences[queue] = first + count
+        return first
+
+    def _recognises(self, broker_name: str) -> bool:
+        """Whether a broker recognises repetitions; believed of one that was never heard of."""
+        return self._config.idempotent and broker_name not in self._plain
 
     async def _prepare_retry(
         self, queue: MessageQueue, step: Step, failures: int, deadline: float
@@ -205,7 +255,12 @@ class BatchSender:
             self._count(batch, definite=False)
             error = RemoteProtocolError(f"success without its fields: {exc!r}")
             return self._fail(batch, error)
-        count = sum(len(item.keys) or 1 for item in batch)
+        count = total_messages(batch)
+        recognised = ext.get(EXT_DEDUPLICATED)
+        if recognised is None:
+            self._plain.add(queue.broker_name)
+        twice = recognised is None or not self._config.idempotent
+        again = recognised == "1"
         if len(ids) != count:
             ids = [ids[0]] * count
         at = 0
@@ -215,7 +270,11 @@ class BatchSender:
             if item.keys:
                 stop = at + len(item.keys)
                 result = [
-                    SendResult(key, name, stored, place, status, item.unknown, attempts)
+                    SendResult(
+                        *(key, name, stored, place, status, item.unknown, attempts),
+                        deduplicated=again,
+                        may_be_twice=twice and item.unknown > 0,
+                    )
                     for key, name, place in zip(
                         item.keys, ids[at:stop], range(offset + at, offset + stop), strict=True
                     )
@@ -223,18 +282,16 @@ class BatchSender:
                 at = stop
             else:
                 result = SendResult(
-                    item.key,
-                    ids[at],
-                    stored,
-                    offset + at,
-                    status,
-                    item.unknown,
-                    attempts,
-                    ext.get("recallHandle", "") if count == 1 else "",
+                    *(item.key, ids[at], stored, offset + at, status, item.unknown, attempts),
+                    deduplicated=again,
+                    may_be_twice=twice and item.unknown > 0,
+                    recall_handle=ext.get("recallHandle", "") if count == 1 else "",
                 )
                 at += 1
             if not item.future.done():
                 item.future.set_result(result)
+            elif not item.future.cancelled():
+                count -= len(item.keys) or 1  # its time was over; it counts as failed
         return Outcome(sent=count, done=batch)
 
     def _fail(self, batch: list[Pending], error: DLedgerError) -> Outcome:

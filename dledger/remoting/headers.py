@@ -40,6 +40,8 @@ class SendMessageHeader(Struct, kw_only=True):
     max_reconsume_times: Int32 | None = field(name="maxReconsumeTimes", default=None)
     batch: bool = False
     broker_name: str = field(name="bname", default="")
+    producer_id: str = field(name="dlProducerId", default="")
+    sequence: Int64 | None = field(name="dlSequence", default=None)
 
 
 class SendMessageHeaderV2(Struct, kw_only=True):
@@ -59,6 +61,8 @@ class SendMessageHeaderV2(Struct, kw_only=True):
     max_reconsume_times: Int32 | None = field(name="l", default=None)
     batch: bool = field(name="m", default=False)
     broker_name: str = field(name="n", default="")
+    producer_id: str = field(name="dlProducerId", default="")
+    sequence: Int64 | None = field(name="dlSequence", default=None)
 
 
 class ReplyMessageHeader(Struct, kw_only=True):

@@ -125,6 +125,7 @@ class CorrectLog:
             end=0 if length_only or random.random() < 0.4 else None,
             whole=random.random() < 0.5,
             eventual=self.shape.eventual and random.random() < 0.5,
+            node="n1",
         )
 
     def _new_value(self) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
-import broker.server
 from broker.config import BrokerConfig
 from broker.server import Broker
 from dledger.raft.engine import Engine
-from dledger.raft.node import RaftNode
 from dledger.raft.upstream import LEADER
 from store.files import OsFileSystem
 
@@ -27,16 +26,30 @@ class CommitsAlone(Engine):
 
 
 class SwallowsSync(OsFileSystem):
-    """K6: a disk that says synced and is not."""
+    """K6: a disk that says synced and is not, but for the first time after a file was opened.
+
+    So files and their sizes survive, as they would in a drive whose cache lies.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: set[int] = set()
+
+    def create(self, path: Path, size_bytes: int) -> int:
+        """Creates a file whose first sync is an honest one."""
+        file = super().create(path, size_bytes)
+        self._fresh.add(file)
+        return file
 
     def sync(self, file: int) -> None:
-        """Does nothing."""
+        """Does nothing, but for a new file."""
+        if file in self._fresh:
+            self._fresh.discard(file)
+            super().sync(file)
 
 
 def commits_alone() -> MakeBroker:
     """Returns a maker of brokers that acknowledge before a majority has the entry."""
-    broker.server.RaftNode = partial(RaftNode, engine_class=CommitsAlone)  # type: ignore[assignment,misc,attr-defined]
-    return Broker
+    return partial(Broker, engine_class=CommitsAlone)
 
 
 def swallows_sync() -> MakeBroker:

@@ -29,7 +29,7 @@ from dledger.errors import CorruptRecordError, DLedgerError
 from dledger.message import Message, UniqueKeyGenerator, decode_stored
 from dledger.model import MessageQueue
 from dledger.raft.node import RaftNode
-from jepsen_tests.history import Append, Read, make_value, queue_name
+from jepsen_tests.history import Append, Read, Value, make_value, queue_name
 from jepsen_tests.sim.host import Host, SimulatedSyncWorker
 from jepsen_tests.sim.loop import HostClock, Process
 from jepsen_tests.sim.raft_layer import Listener
@@ -350,7 +350,8 @@ class BrokerClients:
         begin = world.now_ns()
         consumer, name = client.consumer, self.queues[queue]
         status: Any = "ok"
-        start, values, first, error = 0, [], None, ""
+        start, first, error = 0, None, ""
+        values: list[Value] = []
         try:
             consumer.seek(name, await consumer.position(name))
             start = await consumer.position(name)
@@ -419,7 +420,9 @@ class BrokerClients:
         for queue in range(QUEUES):
             low, high = store.queue_bounds(topic.topic_id, queue)
             units = store.read_units(topic.topic_id, queue, low, high - low) if high > low else []
-            values = [_value_of(log.read(unit.physical_offset, unit.size_bytes)) for unit in units]
+            values: list[Value] = [
+                _value_of(log.read(unit.physical_offset, unit.size_bytes)) for unit in units
+            ]
             now = world.now_ns()
             world.history.append(
                 Read(

@@ -29,10 +29,11 @@ from store.vote_file import Vote
 
 @dataclass(frozen=True)
 class Control:
-    """One planted fault."""
+    """One planted fault, and the kinds of faults that a run must have to show it."""
 
     text: str
     plant: Callable[[Settings], None]
+    only: tuple[str, ...] = ()
 
 
 # --- the engine without one of its mending rules ------------------------------------------------
@@ -75,11 +76,12 @@ class GoesBackOneByOne(Engine):
 
     def _on_reply(self, node: Any, message: dict[str, Any]) -> None:
         if message["reset"] and message["term"] == self._SyncObj__raftCurrentTerm:
-            send, self._send_to = self._send_to, lambda _node: False  # type: ignore[method-assign]
+            send = self._send_to
+            self.__dict__["_send_to"] = lambda _node: False
             try:
                 super()._on_reply(node, message)
             finally:
-                self._send_to = send  # type: ignore[method-assign]
+                self.__dict__["_send_to"] = send
         else:
             super()._on_reply(node, message)
 
@@ -268,21 +270,39 @@ def _ignore_syncs(settings: Settings) -> None:
 CONTROLS: dict[str, Control] = {
     "rule-a": Control("a success reply moves nextIndex back", _engine(NextIndexGoesBack)),
     "rule-b": Control("every append cuts the log", _engine(TruncatesOnEveryAppend)),
-    "rule-c": Control("commit index not clamped to what matches", _engine(CommitsUnmatched)),
-    "rule-d": Control("one index back a heartbeat", _engine(GoesBackOneByOne)),
-    "rule-e": Control("replies of earlier terms count", _engine(BelievesOldReplies)),
-    "confirm-unsynced": Control(
-        "followers confirm what is written", _engine(ConfirmsBeforeDurable)
+    "rule-c": Control(
+        "commit index not clamped to what matches",
+        _engine(CommitsUnmatched),
+        ("disk-full", "isolate-leader"),
     ),
-    "count-unsynced": Control("the leader counts its unsynced log", _engine(CountsItselfUnsynced)),
+    "rule-d": Control("one index back a heartbeat", _engine(GoesBackOneByOne), ("isolate-leader",)),
+    "rule-e": Control(
+        "replies of earlier terms count",
+        _engine(BelievesOldReplies),
+        ("isolate-leader", "one-way", "slow-link"),
+    ),
+    "confirm-unsynced": Control(
+        "followers confirm what is written",
+        _engine(ConfirmsBeforeDurable),
+        ("power", "power-leader", "power-all", "slow-disk"),
+    ),
+    "count-unsynced": Control(
+        "the leader counts its unsynced log",
+        _engine(CountsItselfUnsynced),
+        ("power", "power-leader", "power-all", "slow-disk"),
+    ),
     "vote-anyone": Control("votes whatever the candidate's log", _engine(VotesForAnyone)),
     "sync-swallowed": Control("the disk ignores syncs", _ignore_syncs),
     "ack-before-quorum": Control("acknowledges what is written locally", _server(EagerServer)),
     "offset-reuse": Control("offsets given out before replication", _server(EarlyOffsetsServer)),
-    "vote-forgotten": Control("term and vote not stored", _server(ForgetsVote)),
+    "vote-forgotten": Control(
+        "term and vote not stored", _server(ForgetsVote), ("kill-leader", "kill", "one-way")
+    ),
     "tail-forgotten": Control("newest entries gone after a restart", _server(ForgetsTail)),
     "swapped": Control("one replica applies neighbours swapped", _server(SwappingServer)),
-    "local-read": Control("reads without a barrier", _clients(ReadsLocally)),
+    "local-read": Control(
+        "reads without a barrier", _clients(ReadsLocally), ("isolate-leader", "pause-leader")
+    ),
     "unknown-as-failed": Control("unknown outcomes called failures", _clients(CallsUnknownFailed)),
     "blind-retry": Control("a retry that duplicates", _clients(RetriesBlindly)),
 }

@@ -151,11 +151,14 @@ def run_seeds(job: Job, start: int, stop: int) -> list[Result]:
 def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = None) -> Result:
     """Runs one seed."""
     settings = Settings(layer=job.layer, write_trace=write_trace)
+    only: tuple[str, ...] = ()
     if job.control is not None:
         from jepsen_tests.sim.controls import CONTROLS
 
-        CONTROLS[job.control].plant(settings)
-    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
+        control = CONTROLS[job.control]
+        control.plant(settings)
+        only = control.only
+    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds, only=only)
     return run_plan(plan, settings)
 
 

@@ -69,7 +69,7 @@ class Chaos:
         for host in self._world.hosts.values():
             if host.is_on:
                 self._world.power_off(host)
-            self._world.restart_later(host, self._random.uniform(0.05, 0.5))
+            self._world.restart_later(host, self._random.choice((0.1, 0.5, 3.0)))
 
     def _pause(self, host: Host) -> None:
         process = host.process

@@ -33,9 +33,6 @@ class SimulationStuckError(Exception):
 class Process:
     """A simulated process: the owner of callbacks, tasks and connections."""
 
-    __slots__ = ("endpoints", "host", "is_alive", "is_paused", "listeners", "loop", "name", "tasks")
-    __slots__ += ("held",)
-
     def __init__(self, loop: VirtualLoop, host: str, name: str) -> None:
         self.loop = loop
         self.host = host
@@ -54,7 +51,8 @@ class Process:
         """Runs a coroutine as part of the process."""
         context = contextvars.copy_context()
         context.run(PROCESS.set, self)
-        return self.loop.create_task(work, context=context)
+        task: asyncio.Task[T] = self.loop.create_task(work, context=context)
+        return task
 
     def pause(self) -> None:
         """Stops the process as SIGSTOP does."""
@@ -76,7 +74,11 @@ class Process:
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
-class VirtualLoop(asyncio.BaseEventLoop):
+# asyncio's loops have private parts that any other loop class has to use, and that have no types.
+_BaseLoop: Any = asyncio.BaseEventLoop
+
+
+class VirtualLoop(_BaseLoop):  # type: ignore[misc]
     """Runs what is ready, then lets time jump to the next timer."""
 
     network: Network
@@ -84,6 +86,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = START_S
+        self._timer_cancelled_count: int = 0
         self._still_turns = 0
         self._sequence = 0
         self._timers: list[tuple[float, int, Any]] = []
@@ -97,12 +100,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def release(self, handles: deque[asyncio.Handle]) -> None:
         """Schedules what a paused process had to do."""
-        self._ready.extend(handles)  # type: ignore[attr-defined]
+        self._ready.extend(handles)
 
     def create_task(self, coro: Any, **settings: Any) -> Any:
         """Creates a task and keeps it alive to the end of the run."""
         task = super().create_task(coro, **settings)
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        task._log_destroy_pending = False
         context = settings.get("context")
         process = PROCESS.get() if context is None else context.get(PROCESS)
         if process is not None:
@@ -114,14 +117,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     async def create_server(
         self, factory: Any, host: Any = None, port: Any = None, **_: Any
-    ) -> Any:  # type: ignore[override]
+    ) -> Any:
         """Listens on the simulated network."""
         process = PROCESS.get()
         if process is None:
             raise RuntimeError("a server outside of any simulated process")
         return self.network.listen(process, factory, port)
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self, factory: Any, host: Any = None, port: Any = None, **_: Any
     ) -> Any:
         """Connects through the simulated network."""
@@ -132,10 +135,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
         """Schedules a timer. Those of one moment run in the order in which they were set."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer: Any = asyncio.TimerHandle(when, callback, args, self, context)
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, timer))
-        timer._scheduled = True  # type: ignore[attr-defined]
+        timer._scheduled = True
         return timer
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
@@ -144,8 +147,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         scheduled = self._timers
-        ready: deque[Any] = self._ready  # type: ignore[attr-defined]
-        cancelled: int = self._timer_cancelled_count  # type: ignore[attr-defined]
+        ready: deque[Any] = self._ready
+        cancelled = self._timer_cancelled_count
         if cancelled > 64 and cancelled * 2 > len(scheduled):
             kept = []
             for item in scheduled:
@@ -165,7 +168,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 raise SimulationStuckError(f"something is always ready at {self._now:.3f}")
         else:
             if not scheduled:
-                if self._stopping:  # type: ignore[attr-defined]
+                if self._stopping:
                     return
                 raise SimulationStuckError("nothing will ever happen")
             self._still_turns = 0
@@ -237,10 +240,11 @@ def run_virtual(make_main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(make_main(loop))
+        result: T = loop.run_until_complete(make_main(loop))
+        return result
     finally:
         asyncio.set_event_loop(None)
         loop.close_coroutines()
-        loop._ready.clear()  # type: ignore[attr-defined]
+        loop._ready.clear()
         loop._timers.clear()
         loop.close()

@@ -5,7 +5,13 @@ import time
 from collections import Counter
 
 from broker.server import Broker
-from dledger.codes import RequestCode, ResponseCode
+from dledger.codes import (
+    EXT_DEDUPLICATED,
+    EXT_PRODUCER_ID,
+    EXT_SEQUENCE,
+    RequestCode,
+    ResponseCode,
+)
 from dledger.message import iter_stored
 from dledger.remoting.headers import ConsumerSendBackHeader, RecallMessageHeader
 from tests.support.brokers import (
@@ -295,5 +301,31 @@ def test_each_timer_is_delivered_once_when_the_leader_dies(tmp_path):
                 "all replicas hold the same state",
             )
             await client.close()
+
+    asyncio.run(run())
+
+
+def test_a_repeated_send_of_a_delayed_message_is_recognised(tmp_path):
+    async def run():
+        async with single_broker(tmp_path, ready_topic=PARKING) as (broker, client):
+            await client.create_topic("t")
+
+            async def send(queue_id, sequence):
+                answer = await client.send(
+                    "t",
+                    b"x",
+                    queue_id=queue_id,
+                    properties={"TIMER_DELAY_SEC": "60"},
+                    ext={EXT_PRODUCER_ID: "00000000000000aa", EXT_SEQUENCE: str(sequence)},
+                )
+                assert answer.code == 0, answer.remark
+                return answer.ext[EXT_DEDUPLICATED], answer.ext["msgId"]
+
+            # Each queue of a producer has numbers of its own, and all wait in one place.
+            first = [await send(queue_id, 5) for queue_id in (0, 1)]
+            assert [again for again, _ in first] == ["0", "0"]
+            assert [await send(queue_id, 5) for queue_id in (0, 1)] == [("1", i) for _, i in first]
+            assert (await send(1, 6))[0] == "0"
+            assert broker.store.timers.count() == 3
 
     asyncio.run(run())

@@ -161,15 +161,15 @@ def test_delays_and_retries_through_a_fail_over(tmp_path: Path) -> None:
             assert early == []
             assert failed == {b"%d" % n for n in range(0, 150, 5)}
             # From its timer each came once; a message may be handled twice if the leader died
-            # between handling and commit, or a send or a nack was made twice for want of an answer.
+            # between handling and commit, or a nack was made twice for want of an answer.
             topic = leader.store.topic("t")
             assert topic is not None
             stored = sum(
                 leader.store.queue_bounds(topic.topic_id, q)[1]
                 for q in range(topic.read_queue_count)
             )
-            unknown = sum(result.outcome_unknown_attempts for result in results)
-            assert 150 <= stored <= 150 + unknown
+            assert stored == 150
+            assert not any(result.may_be_twice for result in results)
 
     asyncio.run(main())
 

@@ -208,8 +208,9 @@ def test_a_leader_that_is_not_ready_is_asked_again_but_not_with_the_batch() -> N
     run(scenario)
 
 
+@pytest.mark.parametrize("recognises", [False, True])
 @pytest.mark.parametrize("stored", [False, True])
-def test_order_is_kept_when_connections_break_under_batches(stored: bool) -> None:
+def test_order_is_kept_when_connections_break_under_batches(stored: bool, recognises: bool) -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         group = cluster.group
         group.send_delay_s = 0.002
@@ -230,13 +231,101 @@ def test_order_is_kept_when_connections_break_under_batches(stored: bool) -> Non
         assert unknown
         twice = {body for body in bodies if bodies.count(body) > 1}
         assert twice <= unknown
-        assert bool(twice) is stored
+        assert bool(twice) is (stored and not recognises)
+        announced = {b"%d" % n for n, result in enumerate(results) if result.may_be_twice}
+        assert announced == (set() if recognises else unknown)
+        noticed = {b"%d" % n for n, result in enumerate(results) if result.deduplicated}
+        assert noticed == (unknown if stored and recognises else set())
         keys: dict[bytes, set[str]] = {}
         for message in group.log["t", 0]:
             keys.setdefault(message.body, set()).add(message.unique_key)
         assert all(len(found) == 1 for found in keys.values())
 
-    run(scenario)
+    run(scenario, recognises=recognises)
+
+
+def test_attempts_of_one_batch_have_one_number_and_batches_do_not_share_any() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        group = cluster.group
+        group.replicas[0].faults += [Fault(store=True, close=True), Fault(store=True, close=True)]
+        results = await asyncio.gather(
+            *(producer.send(Message("t", b"%d" % n), queue=1) for n in range(3))
+        )
+        assert {result.outcome_unknown_attempts for result in results} == {2}
+        assert [result.queue_offset for result in results] == [0, 1, 2]
+        await producer.send(Message("t", b"x"), queue=1)
+        await producer.send(Message("t", b"y"), queue=2)
+        (producer_id,) = {send[0] for send in group.sends}
+        assert len(bytes.fromhex(producer_id)) == 8
+        assert [send[2:] for send in group.sends] == [
+            *[(1, 0, 3)] * 3,
+            *[(1, 3, 1), (2, 0, 1)],
+        ]
+        assert group.bodies("t", 1) == [b"0", b"1", b"2", b"x"]
+
+    run(scenario, recognises=True)
+
+
+def test_a_batch_that_may_be_stored_stays_together_when_its_first_message_expires() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        group = cluster.group
+        await producer.send(Message("t", b"a"), queue=0)
+        group.send_delay_s = 0.7
+        slow = producer.send(Message("t", b"b"), queue=0)
+        await asyncio.sleep(0.01)
+        early = producer.send(Message("t", b"c"), queue=0)
+        await asyncio.sleep(0.6)
+        late = producer.send(Message("t", b"d"), queue=0)
+        # Both leave together after `slow`; the first two attempts are stored, but not answered.
+        group.send_delay_s = 0.0
+        group.replicas[0].faults += [Fault(store=True), Fault(store=True)]
+        assert (await slow).queue_offset == 1
+        with pytest.raises(SendFailedError) as caught:
+            await early
+        assert caught.value.outcome_unknown_attempts
+        result = await late
+        assert (result.queue_offset, result.deduplicated) == (3, True)
+        assert group.bodies("t", 0) == [b"a", b"b", b"c", b"d"]
+        statistics = producer.statistics()
+        assert (statistics.sent, statistics.failed) == (3, 1)
+
+    settings = config(send_timeout_s=2.0, attempt_timeout_s=0.8)
+    run(scenario, settings, recognises=True)
+
+
+def test_a_batch_that_may_be_stored_waits_for_its_group_and_others_do_not() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await asyncio.gather(*(producer.send(Message("t", b"x")) for _ in range(500)))
+        group = cluster.groups["broker-a"]
+        group.replicas[0].faults += [Fault(store=True, close=True)]
+        group.leader = 0
+        sends = [producer.send(Message("t", b"%d" % n)) for n in range(500)]
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.2, group.elect, 1)
+        results = await asyncio.gather(*sends)
+        everywhere = [
+            body
+            for each in cluster.groups.values()
+            for queue_id in range(4)
+            for body in each.bodies("t", queue_id)
+            if body != b"x"
+        ]
+        assert sorted(everywhere) == sorted(b"%d" % n for n in range(500))
+        assert any(result.deduplicated for result in results)
+
+    run(scenario, group_names=("broker-a", "broker-b"), recognises=True)
+
+
+def test_a_producer_may_send_without_numbers() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        cluster.group.replicas[0].faults.append(Fault(store=True, close=True))
+        result = await producer.send(Message("t", b"x"), queue=0)
+        assert result.may_be_twice
+        assert not result.deduplicated
+        assert {send[0] for send in cluster.group.sends} == {""}
+        assert cluster.group.bodies("t", 0) == [b"x", b"x"]
+
+    run(scenario, config(idempotent=False), recognises=True)
 
 
 def test_an_unknown_outcome_may_be_raised_instead() -> None:

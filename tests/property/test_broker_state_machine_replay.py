@@ -16,12 +16,13 @@ from broker.commands import (
     encode_put_group,
     encode_put_topic,
 )
-from broker.messages_command import EncodedMessage, MessagesBuilder, Part
+from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
 from broker.names import SCHEDULE_TOPIC
 from broker.state_machine import BrokerStateMachine
 from broker.timers_command import deliver_prefix, encode_cancel
 from dledger.message import encode_stored
 from dledger.model import GroupConfig, TopicConfig
+from store.producer_lanes import LaneLimits
 from store.state_store import StateStore
 from store.timer_table import timer_key
 
@@ -35,11 +36,20 @@ class LogEntry(NamedTuple):
 
 names = st.sampled_from(["a", "b", "c"])
 groups = st.sampled_from(["g", "gg"])
+producers = st.one_of(st.none(), st.integers(1, 4))
 requests = st.lists(
-    st.tuples(names, st.integers(0, 2), st.integers(1, 40), st.booleans()), min_size=1, max_size=4
+    st.tuples(names, st.integers(0, 2), st.integers(1, 40), st.booleans(), producers),
+    min_size=1,
+    max_size=4,
+)
+limits = st.builds(
+    LaneLimits,
+    lanes_max=st.integers(1, 6),
+    idle_s=st.integers(1, 3),
+    batches_max=st.integers(1, 3),
 )
 steps = st.one_of(
-    st.tuples(st.just("send"), requests),
+    st.tuples(st.just("send"), requests, limits),
     st.tuples(st.just("put"), names, st.integers(1, 9), st.booleans()),
     st.tuples(st.just("delete"), names),
     st.tuples(st.just("group"), groups, st.integers(1, 9)),
@@ -94,8 +104,8 @@ class Writer:
 
     def body(self, step: tuple[object, ...]) -> bytes:
         match step:
-            case ("send", list(items)):
-                return self.send(items)
+            case ("send", list(items), LaneLimits() as lane_limits):
+                return self.send(items, lane_limits)
             case ("put", str(name), int(count), bool(only_create)):
                 if name not in self.ids:
                     self.ids[name], self.next_id = self.next_id, self.next_id + 1
@@ -160,9 +170,11 @@ class Writer:
         if name in self.ids:
             self.ids[f"stale {name}"] = self.ids.pop(name)
 
-    def send(self, items: list[tuple[str, int, int, bool]]) -> bytes:
-        builder = MessagesBuilder()
-        for name, queue_id, count, keyed in items:
+    def send(
+        self, items: list[tuple[str, int, int, bool, int | None]], lane_limits: LaneLimits
+    ) -> bytes:
+        builder = MessagesBuilder(lane_limits)
+        for name, queue_id, count, keyed, producer in items:
             topic_id = self.ids.get(name, self.ids.get(f"stale {name}"))
             if topic_id is None:
                 continue
@@ -172,10 +184,11 @@ class Writer:
                 words = (b"k%d" % (self.number % 5),) if keyed else ()
                 unique = b"%032d" % self.number
                 messages.append(EncodedMessage(bytes(91 + count), count, unique, words))
-            builder.add(topic_id, queue_id, Part(topic_id, messages))
+            identity = None if producer is None else SendIdentity(producer, self.number)
+            builder.add(topic_id, queue_id, Part(topic_id, messages, identity))
         if builder.size_bytes < 100:
             return b"\x02"
-        return bytes(builder.encode(self.offset, 5_000 + self.number, self.take))
+        return bytes(builder.encode(self.offset, 5_000 + 20 * self.number, self.take))
 
     def log(self, script: list[tuple[object, ...]]) -> list[LogEntry]:
         entries = []

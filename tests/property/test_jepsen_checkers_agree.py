@@ -107,3 +107,10 @@ def test_the_search_agrees_with_all_permutations(model: Model) -> None:
         assert search(operations, model).legal == expected
         legal += expected
     assert 30 < legal < 270
+
+
+def test_a_search_beyond_its_limits_has_no_answer() -> None:
+    operations = [Operation(0, 99, "write", (value,), None, False) for value in range(12)]
+    operations.append(Operation(100, 101, "read", (), 99, False))
+    assert search(operations, Register(), states_max=100).legal is None
+    assert search(operations[:4] + operations[-1:], Register()).legal is False

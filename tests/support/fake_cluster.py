@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from dledger.codes import (
     AUTO_CREATE_TOPIC,
+    EXT_DEDUPLICATED,
     EXT_LEADER_ADDRESS,
     EXT_NO_FORWARD,
     EXT_OUTCOME,
@@ -182,7 +183,7 @@ class FakeReplica:
 
     # --- sends --------------------------------------------------------------------------------
 
-    def _store(self, command: Command) -> tuple[int, int, list[str]]:
+    def _store(self, command: Command) -> tuple[int, int, list[str], dict[str, str]]:
         long_names = command.code == RequestCode.SEND_MESSAGE
         header: SendMessageHeader | SendMessageHeaderV2 = command.header(
             SendMessageHeader if long_names else SendMessageHeaderV2
@@ -195,11 +196,19 @@ class FakeReplica:
             ]
         else:
             items = [(command.body, header.properties.encode(), header.flag, header.sys_flag)]
-        queue = self.group.log[header.topic, header.queue_id]
+        group = self.group
+        queue = group.log[header.topic, header.queue_id]
+        send = (header.producer_id, header.topic, header.queue_id, header.sequence, len(items))
+        group.sends.append(send)
+        if group.recognises and header.producer_id and send in group.stored:
+            first, ids = group.stored[send]
+            return header.queue_id, first, ids, {EXT_DEDUPLICATED: "1"}
         first = len(queue)
-        ids = [self.group.append(header, *item, host=pack_host(HOST, self.port)) for item in items]
-        self.group.batch_sizes.append(len(items))
-        return header.queue_id, first, ids
+        ids = [group.append(header, *item, host=pack_host(HOST, self.port)) for item in items]
+        group.batch_sizes.append(len(items))
+        group.stored[send] = (first, ids)
+        told = {EXT_DEDUPLICATED: "0"} if group.recognises and header.producer_id else {}
+        return header.queue_id, first, ids, told
 
     def _on_send_message(self, connection: Connection, command: Command) -> None:
         topic = command.ext.get("b") or command.ext.get("topic", "")
@@ -211,8 +220,9 @@ class FakeReplica:
             code = ResponseCode.MESSAGE_ILLEGAL
             connection.reply(command, code, {EXT_OUTCOME: "refused"}, "poison")
             return
-        queue_id, first, ids = self._store(command)
-        ext = {"msgId": ",".join(ids), "queueId": str(queue_id), "queueOffset": str(first)}
+        queue_id, first, ids, told = self._store(command)
+        place = {"msgId": ",".join(ids), "queueId": str(queue_id), "queueOffset": str(first)}
+        ext = place | told
         if self.group.send_delay_s:
             loop = asyncio.get_running_loop()
             loop.call_later(self.group.send_delay_s, connection.reply, command, 0, ext)
@@ -427,6 +437,10 @@ class FakeGroup:
         self.send_delay_s = 0.0
         self.refuse_send_back = False
         self.sent_back: list[ConsumerSendBackHeader] = []
+        self.recognises = False  # repeated sends, as our broker does
+        # (producer id, topic, queue id, sequence, count): every attempt, and where it is stored
+        self.sends: list[tuple[str, str, int, int | None, int]] = []
+        self.stored: dict[tuple[str, str, int, int | None, int], tuple[int, list[str]]] = {}
         self._clock_ms = clock_ms
         self._physical = 0
 
@@ -522,11 +536,14 @@ class FakeCluster:
         replica_count: int = 3,
         group_names: tuple[str, ...] = ("broker-a",),
         auto_create: bool = True,
+        recognises: bool = False,
     ) -> None:
         self.now_ms = 1_700_000_000_000
         self.groups = {
             name: FakeGroup(name, replica_count, lambda: self.now_ms) for name in group_names
         }
+        for group in self.groups.values():
+            group.recognises = recognises
         self.auto_create = auto_create
         self.stale_leader: dict[str, str] = {}  # what the nameserver believes, if not the truth
         self.nameserver_requests: list[int] = []

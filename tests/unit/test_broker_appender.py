@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.appender import Appender, AppenderConfig, EncodedMessage
-from broker.messages_command import decode_messages
+from broker.messages_command import SendIdentity, decode_messages
 from broker.state_machine import MessagesApplied
 from dledger.clock import ManualClock
 from dledger.errors import (
@@ -22,9 +22,12 @@ from dledger.errors import (
     LeadershipLostError,
     MessageRejectedError,
     NotLeaderError,
+    OffsetOutOfRangeError,
+    StaleSequenceError,
     TopicNotFoundError,
 )
-from dledger.model import TopicConfig
+from dledger.model import QueueUnit, TopicConfig
+from store.producer_lanes import LaneBatch, LaneLimits, Repeated
 
 TOPIC = TopicConfig(name="t", topic_id=1)
 OTHER = TopicConfig(name="u", topic_id=2)
@@ -71,10 +74,23 @@ class FakeRaft:
 
 
 class FakeStore:
-    """Bounds of queues as applied."""
+    """Bounds of queues and sends as applied."""
 
     def __init__(self) -> None:
         self.applied: dict[tuple[int, int], int] = {}
+        self.sends: dict[tuple[int, int, int, int, int], LaneBatch | Repeated] = {}
+        self.first_held = 0
+
+    def find_send(
+        self, producer_id: int, topic_id: int, queue_id: int, sequence: int, count: int
+    ) -> LaneBatch | Repeated:
+        key = (producer_id, topic_id, queue_id, sequence, count)
+        return self.sends.get(key, Repeated.NO)
+
+    def read_units(self, topic_id: int, queue_id: int, start: int, count: int) -> list[QueueUnit]:
+        if start < self.first_held:
+            raise OffsetOutOfRangeError(start, self.first_held, 1000)
+        return [QueueUnit(1000 + at, 100, 0) for at in range(start, start + count)]
 
     def queue_bounds(self, topic_id: int, queue_id: int) -> tuple[int, int]:
         return 0, self.applied.get((topic_id, queue_id), 0)
@@ -83,7 +99,7 @@ class FakeStore:
 class Bench:
     """An appender with its surroundings, and the answers of its requests by name."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.raft = FakeRaft()
         self.store = FakeStore()
         self.clock = ManualClock()
@@ -98,13 +114,15 @@ class Bench:
         queue_id: int = 0,
         topic: TopicConfig = TOPIC,
         size: int = 100,
-    ) -> None:
+        sequence: int | None = None,
+    ) -> bool:
         def answered(first: int, offsets: list[int], error: DLedgerError | None) -> None:
             assert name not in self.answers, "answered twice"
             self.answers[name] = (first, offsets, error)
 
         messages = [EncodedMessage(bytes(size), 0, b"k%d" % number) for number in range(count)]
-        self.appender.append(topic, queue_id, messages, answered)
+        identity = None if sequence is None else SendIdentity(7, sequence)
+        return self.appender.append(topic, queue_id, messages, answered, identity)
 
     def runs(self, entry: int) -> list[tuple[int, int, int, int]]:
         return [
@@ -119,7 +137,7 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-def scripted(script: Callable[[Bench], Any], **limits: int) -> Bench:
+def scripted(script: Callable[[Bench], Any], **limits: Any) -> Bench:
     async def main() -> Bench:
         bench = Bench(**limits)
         await script(bench)
@@ -388,3 +406,160 @@ def test_one_failing_callback_does_not_cost_others_their_answers(
 def test_limits_are_checked(limits: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         AppenderConfig(**limits)
+
+
+# --- repeated sends -----------------------------------------------------------------------------
+
+
+def test_a_numbered_request_is_noted_in_its_entry() -> None:
+    async def script(bench: Bench) -> None:
+        bench.store.applied[1, 0] = 5
+        bench.raft.serve(1)
+        bench.append("plain")
+        assert not bench.append("a", 2, sequence=10)
+        await turn()
+        bench.append("only plain")
+        await turn()
+
+    limits = LaneLimits(lanes_max=3, idle_s=4, batches_max=5)
+    bench = scripted(script, lanes=limits)
+    command = decode_messages(bench.raft.bodies[0])
+    (send,) = command.sends
+    assert send[:6] == (7, 10, 1, 0, 6, 2)
+    stored_at = send.physical_offset - HEADER_BYTES
+    assert bench.raft.bodies[0][stored_at + 20 : stored_at + 28] == (6).to_bytes(8, "big")
+    assert command.limits == limits
+    assert bench.raft.bodies[0][1] == 2
+    assert bench.raft.bodies[1][1] == 1
+
+
+def test_a_repetition_waits_for_the_first_attempt() -> None:
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        assert not bench.append("first", 2, sequence=0)
+        assert bench.append("gathering", 2, sequence=0)
+        await turn()
+        assert bench.append("proposed", 2, sequence=0)
+        assert not bench.append("next", 1, sequence=2)
+        assert not bench.append("other queue", 2, queue_id=1, sequence=0)
+        await turn()
+        assert bench.answers == {}
+        bench.raft.decide()
+        assert bench.answers["first"][0] == 0
+        assert bench.answers["first"] == bench.answers["gathering"] == bench.answers["proposed"]
+        bench.raft.decide()
+        assert bench.answers["next"][0] == 2
+
+    bench = scripted(script)
+    assert [run for entry in range(2) for run in bench.runs(entry)] == [
+        *[(1, 0, 0, 2), (1, 0, 2, 1), (1, 1, 0, 2)],
+    ]
+
+
+def test_a_stored_request_is_answered_with_its_place() -> None:
+    async def script(bench: Bench) -> None:
+        bench.store.sends[7, 1, 0, 4, 2] = LaneBatch(4, 2, 30, 1030)
+        bench.raft.serve(1)
+        assert bench.append("again", 2, sequence=4)
+        assert bench.answers == {}
+        await turn()
+        assert bench.answers["again"] == (30, [1030, 1031], None)
+        bench.store.first_held = 31
+        assert bench.append("trimmed", 2, sequence=4)
+        await turn()
+        assert bench.answers["trimmed"] == (30, [1030], None)
+        assert bench.raft.bodies == []
+        assert bench.appender.pending_bytes == 0
+
+    scripted(script)
+
+
+@pytest.mark.parametrize("error", [NotLeaderError(), DiskFullError("full")])
+def test_a_refused_request_may_come_again(error: DLedgerError) -> None:
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        bench.raft.refusal = error
+        bench.append("first", sequence=0)
+        bench.append("waiting", sequence=0)
+        await turn()
+        assert bench.answers["first"][2] is bench.answers["waiting"][2] is error
+        bench.raft.refusal = None
+        assert not bench.append("again", sequence=0)
+        await turn()
+        bench.raft.decide()
+        assert bench.answers["again"][0] == 0
+
+    scripted(script)
+
+
+def test_what_another_term_left_under_way_is_not_waited_for() -> None:
+    """The new term's store has it, or it is gone."""
+
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        bench.append("first", sequence=0)
+        bench.append("later", sequence=1)
+        await turn()
+        bench.raft.decide(None, LeadershipLostError("lost"))
+        bench.raft.stop_serving()
+        bench.raft.serve(2)
+        assert not bench.append("again", sequence=0)
+        await turn()
+        bench.raft.decide()
+        assert bench.answers["again"][2] is None
+
+    scripted(script)
+
+
+def test_an_overdue_request_is_not_appended_again_in_its_term() -> None:
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        bench.append("first", sequence=0)
+        bench.append("other", queue_id=1, sequence=0)
+        await turn()
+        bench.raft.decide(None, CommitTimeoutError("slow"))
+        assert bench.append("again", sequence=0)
+        await turn()
+        assert "again" not in bench.answers, "it would be asked again at once"
+        await asyncio.sleep(0.6)
+        answer = bench.answers["again"][2]
+        assert isinstance(answer, CommitTimeoutError)
+        assert bench.append("applied meanwhile", sequence=0)
+        bench.store.sends[7, 1, 0, 0, 1] = LaneBatch(0, 1, 0, 1000)
+        await asyncio.sleep(0.6)
+        assert bench.answers["applied meanwhile"] == (0, [1000], None)
+        # A later proposal applied means that the overdue ones are: only the store counts now.
+        bench.append("later")
+        await turn()
+        bench.raft.decide()
+        assert not bench.append("not applied", queue_id=1, sequence=0)
+
+    scripted(script)
+
+
+def test_stragglers_are_refused() -> None:
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        bench.store.sends[7, 1, 1, 3, 1] = Repeated.TOO_OLD
+        with pytest.raises(StaleSequenceError, match="0000000000000007"):
+            bench.append("a", queue_id=1, sequence=3)
+        bench.append("b", 2, sequence=10)
+        for sequence, count in ((9, 1), (10, 1), (11, 1), (8, 5)):
+            with pytest.raises(StaleSequenceError):
+                bench.append("c", count, sequence=sequence)
+        assert not bench.append("d", sequence=12)
+        assert bench.raft.bodies == []
+
+    scripted(script)
+
+
+def test_a_request_to_a_deleted_topic_may_come_again() -> None:
+    async def script(bench: Bench) -> None:
+        bench.raft.serve(1)
+        bench.append("first", sequence=0)
+        await turn()
+        bench.raft.decide(MessagesApplied((1,)))
+        assert isinstance(bench.answers["first"][2], TopicNotFoundError)
+        assert not bench.append("again", sequence=0)
+
+    scripted(script)

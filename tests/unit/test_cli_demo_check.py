@@ -14,9 +14,7 @@ from cli.demo_check import compare
         pytest.param([0, 1, 2], [0, 1, 2], [0, 2], (2, 1, 0, 0, 0, True), id="lost"),
         pytest.param([0, 1], [0], [0], (1, 0, 0, 0, 0, False), id="not acknowledged, not there"),
         pytest.param([0, 1], [0], [0, 1], (2, 0, 0, 0, 0, False), id="not acknowledged, there"),
-        pytest.param(
-            [0, 1, 2], [0, 1, 2], [0, 1, 0, 1, 2], (5, 0, 2, 0, 0, False), id="sent again"
-        ),
+        pytest.param([0, 1, 2], [0, 1, 2], [0, 1, 0, 1, 2], (5, 0, 2, 0, 0, True), id="twice"),
         pytest.param([0, 1, 2], [0, 1, 2], [0, 2, 1], (3, 0, 0, 1, 0, True), id="out of order"),
         pytest.param([0], [0], [0, 7], (2, 0, 0, 0, 1, True), id="phantom"),
     ],

@@ -192,6 +192,11 @@ GOOD = {
         read(0, [1], 2, 3, eventual=True, node="n1"),
         read(0, [], 4, 5, eventual=True, node="n2"),
     ],
+    "eventual reads from unknown nodes": [
+        append(1, 0, 1, 0),
+        read(0, [1], 2, 3, eventual=True),
+        read(0, [], 4, 5, eventual=True),
+    ],
     "a retry reports the first offset": [
         append(1, 0, 1, key="k"),
         append(2, 2, 3, 0, key="k"),

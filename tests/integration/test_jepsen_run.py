@@ -1,0 +1,85 @@
+"""A short run over real processes, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
+
+
+@pytest.fixture(scope="module")
+def hosts() -> None:
+    able = probe_capabilities()
+    if able.backend is Backend.PROXY:
+        pytest.skip(f"no network namespaces here: {able.netns or able.nft}")
+
+
+def command(out: Path, *more: str) -> list[str]:
+    start = [sys.executable, "-P", "-m", "cli", "jepsen", "run", "--workload", "W1"]
+    return [*start, "--nemesis", "F1", "--target", "leader", "--out", str(out), *more]
+
+
+def namespaces() -> set[str]:
+    path = Path("/run/netns")
+    return {name for name in os.listdir(path) if name.startswith("dl")} if path.exists() else set()
+
+
+@pytest.mark.usefixtures("hosts")
+def test_an_isolated_leader_costs_no_acknowledged_append(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(tmp_path, "--time", "10", "--seed", "3", "--rate", "600", "--json"),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    result = json.loads(done.stdout)
+    folder = Path(result["folder"])
+    assert result["verdict"] == "valid"
+    assert result["figures"]["faultsThatBit"] >= 1
+    assert result["figures"]["leaderChangesByFault"] >= 1
+    for name in ("history.jsonl", "verdict.json", "faults.json", "gaps.tsv", "timeline.html"):
+        assert (folder / name).stat().st_size > 0
+    assert "<svg" in (folder / "timeline.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("hosts")
+def test_sigterm_ends_a_run_and_leaves_nothing(tmp_path: Path) -> None:
+    before = namespaces()
+    child = subprocess.Popen(
+        command(tmp_path, "--time", "60"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if b"ok," in line:
+                break
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 1
+    finally:
+        child.kill()
+        child.wait()
+        if child.stderr is not None:
+            child.stderr.close()
+    deadline = time.monotonic() + 5
+    while namespaces() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    marker = str(tmp_path).encode()
+    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and _has(pid, marker)]
+    assert not left
+
+
+def _has(pid: str, marker: bytes) -> bool:
+    try:
+        return marker in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
