@@ -26,8 +26,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker import riders
 from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
 from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
+from broker.riders import Rider
 from broker.state_machine import MessagesApplied
 from dledger.clock import Clock
 from dledger.errors import (
@@ -150,7 +152,7 @@ class AppliedState(Protocol):
 class _Gathering:
     """One command being gathered, then proposed. Satisfies `StampedCommand`."""
 
-    __slots__ = ("_owner", "builder", "prefix", "requests", "size_bytes", "whole")
+    __slots__ = ("_owner", "builder", "prefix", "requests", "riders", "size_bytes", "whole")
 
     def __init__(
         self,
@@ -165,17 +167,34 @@ class _Gathering:
         self.whole = whole  # called back instead of each request's own callback
         self.size_bytes = len(prefix) + self.builder.size_bytes
         self.requests: list[AppendRequest] = []
+        self.riders: list[tuple[Rider, Part, int]] = []
 
-    def add(self, request: AppendRequest, queue_id: int) -> None:
+    def add(self, request: AppendRequest, queue_id: int, rider: Rider | None) -> None:
         """Adds the messages of a request."""
         self.builder.add(request.topic.topic_id, queue_id, request.part)
         self.size_bytes = len(self.prefix) + self.builder.size_bytes
+        if rider is not None:
+            self.riders.append((rider, request.part, request.topic.topic_id))
+            self.size_bytes += riders.prefix_bytes(self.riders)
         self.requests.append(request)
 
     def encode(self, body_offset: int) -> bytearray:
         """Returns the command for its place in the log; called once."""
-        encoded = self._owner._encode(self.builder, body_offset + len(self.prefix))
-        return bytearray(self.prefix) + encoded if self.prefix else encoded
+        if not self.riders:
+            start = len(self.prefix)
+            messages = self._owner._encode(self.builder, body_offset + start)[0]
+            return bytearray(self.prefix) + messages if start else messages
+        start = riders.prefix_bytes(self.riders)
+        messages, time_ms = self._owner._encode(self.builder, body_offset + start)
+        return bytearray().join((riders.encode_prefix(self.riders, time_ms), messages))
+
+    def takes(self, rider: Rider | None) -> bool:
+        """Whether a request with this rider, or with none, may join."""
+        if self.whole is not None:
+            return False
+        if rider is None:
+            return not self.riders
+        return 0 < len(self.riders) < riders.RIDERS_MAX
 
 
 class Appender:
@@ -227,6 +246,8 @@ class Appender:
         messages: Sequence[EncodedMessage],
         callback: AppendCallback,
         identity: SendIdentity | None = None,
+        *,
+        rider: Rider | None = None,
     ) -> bool:
         """Takes the messages of one request; they become consecutive messages of one queue.
 
@@ -239,6 +260,7 @@ class Appender:
                 whose `definite` says whether the messages may still be stored.
             identity: By which a repetition of the request is known, if its producer numbers its
                 messages.
+            rider: What is applied together with the messages.
 
         Returns:
             Whether the request repeats an earlier one. Then it is not appended, and the callback
@@ -263,7 +285,7 @@ class Appender:
             return True
         part = Part(topic.topic_id, messages, identity)
         config = self._config
-        size = part.command_bytes
+        size = part.command_bytes + (riders.prefix_bytes([(rider, part, 0)]) if rider else 0)
         if size > config.request_bytes_max:
             raise MessageRejectedError(
                 f"{len(messages)} messages with their index make {size} bytes, more than "
@@ -277,8 +299,8 @@ class Appender:
         gathering = self._waiting[-1] if self._waiting else None
         if (
             gathering is None
-            or gathering.whole is not None
             or gathering.size_bytes + size > config.command_bytes_max
+            or not gathering.takes(rider)
         ):
             gathering = _Gathering(self, config.lanes)
             self._waiting.append(gathering)
@@ -287,7 +309,7 @@ class Appender:
         request = AppendRequest(part, topic, queue_id, callback)
         if request.lane is not None:
             self._under_way.add(request.lane, request)
-        gathering.add(request, queue_id)
+        gathering.add(request, queue_id, rider)
         self._pending_bytes += gathering.size_bytes - before
         self._schedule_flush()
         return False
@@ -317,7 +339,7 @@ class Appender:
         gathering = _Gathering(self, config.lanes, prefix, callback)
         for topic, queue_id, messages in items:
             part = Part(topic.topic_id, messages)
-            gathering.add(AppendRequest(part, topic, queue_id, _nothing), queue_id)
+            gathering.add(AppendRequest(part, topic, queue_id, _nothing), queue_id, None)
         size = gathering.size_bytes
         if size > config.request_bytes_max:
             raise MessageRejectedError(
@@ -446,13 +468,13 @@ class Appender:
             # Refused before it got a place: no queue offset was taken.
             decided(None, error)
 
-    def _encode(self, builder: MessagesBuilder, body_offset: int) -> bytearray:
+    def _encode(self, builder: MessagesBuilder, body_offset: int) -> tuple[bytearray, int]:
         # Without this, offsets could be given out from a store that is still behind the log,
         # and every replica would stop at an entry that does not fit.
         invariant(self._serving_term is not None, "an entry got its place while not serving")
         now = max(self._clock.wall_ms(), self._store_timestamp_ms)
         self._store_timestamp_ms = now
-        return builder.encode(body_offset, now, self._take_offsets)
+        return builder.encode(body_offset, now, self._take_offsets), now
 
     def _take_offsets(self, topic_id: int, queue_id: int, count: int) -> int:
         queue = (topic_id, queue_id)

@@ -202,6 +202,29 @@ class TimersSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransactionsSection:
+    """When producers are asked about transactions that they have not ended.
+
+    Attributes:
+        immunity_s: Not before the half message is this old, unless it says otherwise.
+        check_interval_s: And this long after the last time.
+        check_max: So many questions that were sent; then it is given up, and its message moved to
+            TRANS_CHECK_MAX_TIME_TOPIC.
+        age_max_s: It is given up at this age too, whether or not there was anybody to ask.
+    """
+
+    immunity_s: float = 6.0
+    check_interval_s: float = 30.0
+    check_max: int = 15
+    age_max_s: float = 72 * 3600.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value <= 86_400_000:
+                raise ConfigError(name, value, "must be greater than 0 and at most 86400000")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BrokerConfig:
     """All that one replica needs to know.
 
@@ -244,6 +267,7 @@ class BrokerConfig:
     limits: LimitsSection = field(default_factory=LimitsSection)
     timing: TimingSection = field(default_factory=TimingSection)
     timers: TimersSection = field(default_factory=TimersSection)
+    transactions: TransactionsSection = field(default_factory=TransactionsSection)
     idempotence: LaneLimits = field(default_factory=LaneLimits)
 
     def __post_init__(self) -> None:

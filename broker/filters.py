@@ -1,4 +1,4 @@
-"""Tag filters, first of two stages. Pure.
+"""Tag filters, first of two stages, and which filter languages there are. Pure.
 
 The broker compares the tag hash in each ConsumeQueue unit with the hashes the consumer asked for;
 the consumer compares the tags themselves, since hashes collide. Filtered messages still move the
@@ -15,6 +15,7 @@ from dledger.errors import InvalidParameterError, RequestError
 from dledger.message import java_hash
 
 ALL = "*"
+TAG, SQL = "TAG", "SQL92"
 TAGS_MAX = 1024
 EXPRESSION_LENGTH_MAX = 64 * 1024
 
@@ -76,16 +77,19 @@ def subscription_codes(expression: str, tags: Iterable[str], codes: Iterable[int
     return tag_codes([*named, *codes]) or None
 
 
-def check_expression_type(expression_type: str) -> None:
-    """Raises unless filters of this kind are supported; missing means TAG.
+def is_sql(expression_type: str) -> bool:
+    """Tells whether an expression is a condition in SQL92 rather than tags; missing means tags.
 
     Raises:
-        FilterNotSupportedError: SQL92 and anything else.
+        FilterNotSupportedError: It is neither.
     """
-    if expression_type not in ("", "TAG"):
+    if expression_type == SQL:
+        return True
+    if expression_type not in ("", TAG):
         raise FilterNotSupportedError(
             f"The broker does not support consumer to filter message by {expression_type}"
         )
+    return False
 
 
 def check_subscription_size(topic: str, tag_count: int) -> None:

@@ -5,8 +5,7 @@ and removes POP_CK, which would be taken for a receipt of its own. The stored st
 which clients may leave out.
 
 Source: RocketMQ `SendMessageProcessor`, `MessageExtEncoder`. We differ: delayed messages in a batch
-and transactional ones are refused, as this broker cannot keep their promise, rather than delivered
-at once.
+are refused, as this broker cannot keep their promise, rather than delivered at once.
 """
 
 from __future__ import annotations
@@ -104,11 +103,11 @@ class MessageIntake:
 
         Raises:
             MessageRejectedError: Something is too large, torn or not supported. Nothing happened.
-            PermissionDeniedError: A transactional message.
+            PermissionDeniedError: A batch of transactional messages.
             InvalidParameterError: A number makes no sense.
         """
         if header.sys_flag & _TRANSACTION_BITS == _PREPARED:
-            raise PermissionDeniedError("transactional messages are not supported by this broker")
+            raise PermissionDeniedError("a transactional message cannot be in a batch")
         if header.reconsume_times < 0:
             raise InvalidParameterError("reconsumeTimes must not be negative")
         topic_raw = topic.encode()
@@ -152,6 +151,14 @@ class MessageIntake:
                 f"{len(stored)} messages of {total_bytes} stored bytes exceed {STORED_BYTES_MAX}"
             )
         return Intake(stored, unique)
+
+    def indexed(self, record: bytes, properties: bytes) -> EncodedMessage:
+        """Returns a message that this broker made of a stored one, with what is indexed of it."""
+        return self._encoded(record, properties, get_property(properties, _UNIQUE_KEY) or b"")
+
+    def hidden(self, message: EncodedMessage) -> EncodedMessage:
+        """Returns a message that no key leads to."""
+        return EncodedMessage(message.stored)
 
     def _elements(
         self, header: SendFields, body: bytes, *, is_batch: bool

@@ -5,7 +5,8 @@ are missing as soon as it serves. Until then, and for good measure always, a reg
 them from here, so that a route for the template topic exists from the first registration on.
 
 Source: RocketMQ `TopicValidator`, `MixAll`, `TopicConfigManager`. We differ: topics of features
-that this broker does not have yet (transactions, traces) are reserved but not created.
+that this broker does not have yet (traces) are reserved but not created, and those of transactions
+are created with the first one.
 """
 
 from __future__ import annotations

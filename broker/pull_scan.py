@@ -6,12 +6,16 @@ messages is usually a few slices: neighbours are merged here, without looking at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 
 from broker.filters import TagCodes
 
 # One unit: physical offset, size, tag hash; see `store.state_keys`.
 _UNIT = Struct(">qiq")
+
+# Looks at the message of (physical offset, size): whether it is wanted.
+Test = Callable[[int, int], bool]
 
 
 class Selection:
@@ -43,18 +47,21 @@ class Selection:
         self.count_max = count_max
         self.size_max = size_bytes_max
 
-    def add(self, units: bytes, codes: TagCodes) -> None:
+    def add(self, units: bytes, codes: TagCodes, test: Test | None = None) -> None:
         """Looks at the next units.
 
         Args:
             units: Packed, of consecutive queue offsets beginning at `next_offset`.
             codes: Tag hashes that pass; None: all.
+            test: What else a message must pass.
         """
         offset, count, total = self.next_offset, self.count, self.size_bytes
         slices = self.slices
         run_start, run_size = slices.pop() if slices else (0, 0)
         for physical_offset, size, tag_hash in _UNIT.iter_unpack(units):
-            if codes is None or tag_hash in codes:
+            if (codes is None or tag_hash in codes) and (
+                test is None or test(physical_offset, size)
+            ):
                 if count and (count >= self.count_max or total + size > self.size_max):
                     self.is_full = True
                     break

@@ -9,14 +9,17 @@ from broker.dispatcher import Handle, HandleAsync, Place, Route
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
 from broker.processors.reply import ReplyProcessor
+from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
+from broker.processors.transactions import TransactionProcessor
 from dledger.codes import RequestCode as Code
 
 
@@ -35,6 +38,9 @@ class Processors:
     groups: GroupProcessor
     queries: QueryProcessor
     info: InfoProcessor
+    locks: LockProcessor
+    transactions: TransactionProcessor
+    resets: ResetProcessor
 
 
 def make_routes(
@@ -68,6 +74,11 @@ def make_routes(
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
         Code.GET_CONSUME_STATS: p.groups.consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
+        Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
+        Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
+        Code.END_TRANSACTION: background(p.transactions.end),
+        Code.LOCK_BATCH_MQ: background(p.locks.lock),
+        Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),
     }
     here: dict[Code, Handle] = {
         Code.PULL_MESSAGE: p.pull.pull,

@@ -20,24 +20,29 @@ from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
 from broker.intake import MessageIntake
+from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
 from broker.processors.reply import ReplyProcessor
+from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
+from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.tasks import Tasks
 from broker.timers import TimerDelivery
+from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
 from dledger.errors import ConfigError, DiskFailureError, RequestError, StoreError
@@ -82,6 +87,7 @@ class _Parts:
     clients: ClientProcessor
     registrar: Registrar
     timers: TimerDelivery
+    transactions: TransactionService
 
 
 class Broker:
@@ -204,6 +210,7 @@ class Broker:
             raise
         self._tasks.spawn(self._watch_disk(), "watch-disk")
         self._tasks.spawn(self._expire_clients(), "expire-clients")
+        self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
             "broker ready: replica=%s address=%s raft_address=%s applied_index=%d",
@@ -415,18 +422,24 @@ class Broker:
             store_host=store_host,
             new_unique_key=self._unique_keys,
         )
-        offsets = OffsetProcessor(context, catalog, commits, reader, redirect=dispatcher.redirect)
+        lock_clock = LockClock(store.rows, self._clock)
+        resets = ResetProcessor(context, catalog, reader)
+        offsets = OffsetProcessor(
+            context, catalog, commits, reader, resets.pending, redirect=dispatcher.redirect
+        )
+        clients = ClientProcessor(context, catalog)
+        transactions = TransactionService(context, catalog, intake, clients, store_host=store_host)
         timers = TimerDelivery(
             store, raft, context.appender, context.clock, on_fatal=self._on_fatal
         )
         delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
-        clients = ClientProcessor(context, catalog)
         processors = routes.Processors(
             send=SendProcessor(
                 context,
                 catalog,
                 intake,
                 delays,
+                transactions,
                 store_host=store_host,
                 redirect=dispatcher.redirect,
             ),
@@ -440,17 +453,20 @@ class Broker:
             ),
             recall=RecallProcessor(context, timers),
             reply=ReplyProcessor(context, clients),
-            pull=PullProcessor(context, catalog, offsets.commit_from_pull),
+            pull=PullProcessor(context, catalog, offsets.commit_from_pull, resets.pending),
             offsets=offsets,
             clients=clients,
             topics=TopicProcessor(context, reader),
             groups=GroupProcessor(context, reader),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
+            locks=LockProcessor(context, lock_clock),
+            transactions=TransactionProcessor(context, transactions),
+            resets=resets,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (forwarder, registrar, timers, self):
+        for listener in (lock_clock, transactions, forwarder, registrar, timers, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         return _Parts(
@@ -465,6 +481,7 @@ class Broker:
             clients=processors.clients,
             registrar=registrar,
             timers=timers,
+            transactions=transactions,
         )
 
     def _make_forwarder(
@@ -507,6 +524,8 @@ class Broker:
             parts.pulls.queues_grew(effects.queues)
         if effects.timers_due_ms is not None:
             parts.timers.parked(effects.timers_due_ms)
+        if effects.resets or effects.topics or effects.groups:
+            parts.pulls.queues_reset(effects.resets)
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()

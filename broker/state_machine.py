@@ -26,7 +26,15 @@ from broker.commands import (
     decode_control,
     offsets_of,
 )
+from broker.feature_commands import (
+    FEATURE_TYPES,
+    apply_feature,
+    apply_rider,
+    group_deleted,
+    topic_deleted,
+)
 from broker.messages_command import KeyGroup, decode_messages
+from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
 from dledger.errors import invariant
 from store import state_keys as keys
 from store.state_batch import WriteBatch
@@ -74,6 +82,7 @@ class AppliedEffects:
         groups: Names of groups created, changed or deleted.
         offsets_stored: How many consumer offsets were stored.
         timers_due_ms: When the first of the timers that were added is due, None if none was.
+        resets: (topic id, queue id) of queues in which a group was moved.
     """
 
     queues: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -81,6 +90,7 @@ class AppliedEffects:
     groups: list[str] = field(default_factory=list)
     offsets_stored: int = 0
     timers_due_ms: int | None = None
+    resets: list[tuple[int, int]] = field(default_factory=list)
 
 
 _ALL_STORED: Final = MessagesApplied()
@@ -146,7 +156,11 @@ class BrokerStateMachine:
                 results.append(_apply_body(batch, index, entry.body, effects))
             batch.set_applied(index, term)
         if self._on_applied is not None and (
-            effects.queues or effects.topics or effects.groups or effects.offsets_stored
+            effects.queues
+            or effects.topics
+            or effects.groups
+            or effects.offsets_stored
+            or effects.resets
         ):
             self._on_applied(effects)
         return results
@@ -161,6 +175,15 @@ def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEff
         return None
     if timers_command.is_timer_command(type_):
         return timers_command.apply(batch, index, body, effects, _apply_messages)
+    if type_ == MESSAGES_WITH_RIDERS:
+        riders, messages = decode_riders(body)
+        applied = _apply_messages(batch, index, messages, effects)
+        for rider in riders:
+            if rider.topic_id not in applied.missing_topic_ids:
+                apply_rider(batch, rider)
+        return applied
+    if type_ in FEATURE_TYPES:
+        return apply_feature(batch, body, effects.resets)
     return _apply_control(batch, decode_control(body), effects)
 
 
@@ -221,6 +244,7 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
             effects.topics.append(name)
             for queue in [queue for queue in effects.queues if queue[0] == topic.topic_id]:
                 del effects.queues[queue]
+            topic_deleted(batch, topic.topic_id)
             return batch.delete_topic(name)
         case PutGroup(config, only_create):
             group = batch.group(config.name)
@@ -229,6 +253,8 @@ def _apply_control(batch: WriteBatch, command: Control, effects: AppliedEffects)
                 group = batch.put_group(config)
             return group
         case DeleteGroup(name, delete_offsets):
+            if delete_offsets:
+                group_deleted(batch, name)
             existed = batch.delete_group(name, delete_offsets=delete_offsets)
             if existed:
                 effects.groups.append(name)

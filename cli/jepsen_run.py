@@ -31,8 +31,8 @@ def run(
         str, typer.Option("--workload", help="W1 (log), W1-client, W1-wire, W2, W3.")
     ] = "W1",
     nemesis: Annotated[
-        str, typer.Option("--nemesis", metavar="F1,...", help="Faults, or none.")
-    ] = "F1",
+        str, typer.Option("--nemesis", metavar="F1,...", help="Faults, or none; default F1.")
+    ] = "",
     time_s: Annotated[
         float, typer.Option("--time", metavar="SECONDS", min=1, help="Length of the load.")
     ] = 60.0,
@@ -69,8 +69,10 @@ def run(
         find_workload(workload)
     except HarnessError as error:
         raise UsageError(str(error)) from None
-    if nameserver:
-        nemeses = []
+    if nameserver and nemeses:
+        raise UsageError("--nemesis breaks only clusters that it has started; leave --nameserver")
+    if not nemesis and not nameserver:
+        nemeses = ["F1"]
     options = RunOptions(
         workload=workload,
         nemeses=nemeses,
@@ -143,6 +145,8 @@ def _show(result: RunResult, json_output: bool) -> None:
         say("\n".join(result.verdict.lines()))
     for reason in result.reasons:
         say(f"unknown because {reason}")
+    for name, reason in result.skipped.items():
+        say(f"not done: {name} {reason}")
     for name, value in result.figures.items():
         say(f"  {name}: {value}")
     say(f"{result.outcome.value.upper()}  {result.folder}")

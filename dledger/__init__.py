@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         PushConsumerConfig,
         SessionConfig,
     )
+    from dledger.client.filters import Sql
     from dledger.client.producer import AsyncProducer
     from dledger.client.pull_consumer import AsyncPullConsumer
     from dledger.client.push_consumer import AsyncPushConsumer
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     )
     from dledger.client.sync import Producer, PullConsumer, PushConsumer
     from dledger.client.sync_admin import Admin
+    from dledger.client.sync_transactions import TransactionProducer
+    from dledger.client.transaction_producer import (
+        AsyncTransactionProducer,
+        TransactionResult,
+        TransactionState,
+    )
     from dledger.errors import DLedgerError
     from dledger.message import Message, ReceivedMessage
     from dledger.model import (
@@ -49,6 +56,7 @@ __all__ = [
     "AsyncProducer",
     "AsyncPullConsumer",
     "AsyncPushConsumer",
+    "AsyncTransactionProducer",
     "ConsumeFrom",
     "DLedgerError",
     "GroupConfig",
@@ -68,8 +76,12 @@ __all__ = [
     "SendResult",
     "SendStatus",
     "SessionConfig",
+    "Sql",
     "TopicConfig",
     "TopicDescription",
+    "TransactionProducer",
+    "TransactionResult",
+    "TransactionState",
     "errors",
 ]
 
@@ -82,6 +94,7 @@ _HOMES = {
         "PushConsumerConfig",
         "SessionConfig",
     ),
+    "dledger.client.filters": ("Sql",),
     "dledger.client.producer": ("AsyncProducer",),
     "dledger.client.pull_consumer": ("AsyncPullConsumer",),
     "dledger.client.push_consumer": ("AsyncPushConsumer",),
@@ -94,6 +107,12 @@ _HOMES = {
     ),
     "dledger.client.sync": ("Producer", "PullConsumer", "PushConsumer"),
     "dledger.client.sync_admin": ("Admin",),
+    "dledger.client.sync_transactions": ("TransactionProducer",),
+    "dledger.client.transaction_producer": (
+        "AsyncTransactionProducer",
+        "TransactionResult",
+        "TransactionState",
+    ),
     "dledger.errors": ("DLedgerError",),
     "dledger.message": ("Message", "ReceivedMessage"),
     "dledger.model": (

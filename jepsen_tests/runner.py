@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jepsen_tests.checkers import Outcome, Verdict, judge_file
+from jepsen_tests.foreign import ForeignRun
 from jepsen_tests.history import Fault, Meta
 from jepsen_tests.hosts.addressing import HostAddressing
 from jepsen_tests.hosts.capabilities import (
@@ -106,6 +107,8 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
         reason = NOT_YET[options.workload.upper()]
         return _not_available(folder, options, f"{options.workload} {reason}")
     able = capabilities or probe_capabilities()
+    if options.nameserver:
+        return _run_foreign(ForeignRun(options, workload, folder, say), able)
     nemeses, skipped = make_nemeses(options.nemeses, able)
     if options.plant == "K19":
         nemeses = [ToothlessNemesis()]
@@ -117,6 +120,23 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
         one = _Run(options, workload, nemeses, folder, able, say, clean_up)
         one.execute()
     return one.conclude(skipped)
+
+
+def _run_foreign(one: ForeignRun, able: Capabilities) -> RunResult:
+    one.execute()
+    history = one.judge(versions())
+    verdict = judge_file(history)
+    result = RunResult(
+        folder=one.folder,
+        outcome=verdict.outcome,
+        verdict=verdict,
+        reasons=[*one.problems, *(f"{r.code}: {r.text}" for r in verdict.reasons)],
+        figures=one.figures,
+    )
+    if one.problems and result.outcome is Outcome.VALID:
+        result.outcome = Outcome.UNKNOWN
+    write_report(result, one.options, able, one.log, history, sorted(one.masters), versions())
+    return result
 
 
 class _Run:

@@ -10,10 +10,9 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from cli.supervisor import server_environment
-from jepsen_tests.hosts.network import Network
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.workloads.plan import WorkerPlan, save_plan
 from jepsen_tests.workloads.registry import DRAINING
@@ -109,10 +108,18 @@ class WorkerProcess:
         self._ready.set()
 
 
+class CommandHosts(Protocol):
+    """Where commands can be run."""
+
+    def command_prefix(self, host: str) -> tuple[str, ...]:
+        """Returns what stands before a command so that it runs on the host."""
+        ...
+
+
 class WorkerPool:
     """All client processes of a run."""
 
-    def __init__(self, network: Network, directory: Path) -> None:
+    def __init__(self, network: CommandHosts, directory: Path) -> None:
         self._network = network
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from store import state_keys as keys
 from store import timer_table
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
 from store.producer_lanes import LaneChanges, LaneLimits, Lanes, SendRecord
+from store.state_rows import ROW_DATABASES, RowChanges
 
 DATABASE_NAMES: Final = (
     "meta",
@@ -37,6 +38,7 @@ DATABASE_NAMES: Final = (
     "producer_lanes",
     "garbage",
     *timer_table.DATABASE_NAMES,
+    *ROW_DATABASES,
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
@@ -105,6 +107,7 @@ class WriteBatch:
         self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
         self.timers = timer_table.TimerChanges(environment)
+        self.rows = RowChanges(environment)
 
     # --- topics and groups ------------------------------------------------------------------
 
@@ -306,6 +309,7 @@ class WriteBatch:
         # Producer ids are random: each lane touches a page of its own.
         estimate += 256 * len(self._offsets) + _NAME_ROOM_BYTES * len(self._lanes.changed)
         estimate += self.timers.bytes_estimate
+        estimate += self.rows.bytes_estimate
         garbage = self._tables.garbage
 
         def operations(transaction: WriteTransaction) -> None:
@@ -350,6 +354,7 @@ class WriteBatch:
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)
+        self.rows.execute(transaction)
         if self._lanes.changed:
             self._put_lanes(transaction)
         meta = databases["meta"]

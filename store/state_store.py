@@ -38,6 +38,7 @@ from store.lmdb_env import (
 )
 from store.producer_lanes import LANE_KEY, LaneBatch, Repeated, find_batch, load_lanes
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
+from store.state_rows import RowReader
 from store.timer_table import TimerReader
 
 _logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class StateStore:
         self._boot_id = boot_id
         self._batch_open = False
         self._closed = False
+        self.rows = RowReader(environment)
         # Invariant: equal to what the last committed transaction holds.
         self._tables = _load_tables(environment)
         self.timers = TimerReader(environment)

@@ -13,7 +13,8 @@ from broker import names
 from broker.catalog import Catalog
 from broker.consumers import ClientIdentity
 from broker.context import BrokerContext
-from broker.filters import check_expression_type, check_subscription_size
+from broker.filters import check_subscription_size, is_sql
+from broker.sql_filter import compile_sql
 from dledger.codes import RequestCode, ResponseCode
 from dledger.errors import (
     FlowControlError,
@@ -71,6 +72,7 @@ class ClientProcessor:
         self._connections: dict[int, Connection] = {}
         self._fingerprints: dict[int, int] = {}
         self._changed: set[str] = set()
+        self._asked = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def heartbeat(self, connection: Connection, command: Command) -> None:
@@ -138,12 +140,13 @@ class ClientProcessor:
         """46: whether the broker can serve a subscription.
 
         Raises:
-            FilterNotSupportedError: Its filter language is not TAG.
+            FilterNotSupportedError: Its filter language is neither TAG nor SQL92.
+            SubscriptionParseError: Its SQL condition makes no sense.
         """
         body = parse_lenient_json(command.body) if command.body else None
         wanted = body.get("subscriptionData") if isinstance(body, dict) else None
-        if isinstance(wanted, dict):
-            check_expression_type(str(wanted.get("expressionType") or "TAG"))
+        if isinstance(wanted, dict) and is_sql(str(wanted.get("expressionType") or "")):
+            compile_sql(str(wanted.get("subString") or ""))
         connection.reply(command)
 
     def consumer_connections(self, connection: Connection, command: Command) -> None:
@@ -189,6 +192,24 @@ class ClientProcessor:
         """Returns the connection over which a producer says that it is here."""
         number = self._context.clients.producer_connection_id(client_id)
         return None if number is None else self._connections.get(number)
+
+    def ask_producer(
+        self, group: str, code: RequestCode, ext: dict[str, object], body: bytes
+    ) -> bool:
+        """Sends a one-way request to a live producer of a group, to another each time.
+
+        Returns:
+            Whether there was one.
+        """
+        members = self._context.clients.producer_members(group)
+        self._asked += 1
+        for number in range(len(members)):
+            member = members[(self._asked + number) % len(members)]
+            connection = self._connections.get(member.connection_id)
+            if connection is not None and not connection.is_closing:
+                connection.send_oneway(code, ext, body)
+                return True
+        return False
 
     # --- events -----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
+from broker.offset_resets import PendingResets
 from dledger.errors import (
     DLedgerError,
     GroupNotFoundError,
@@ -42,6 +43,7 @@ class OffsetProcessor:
         catalog: Catalog,
         commits: OffsetCommits,
         reader: MessageReader,
+        resets: PendingResets,
         *,
         redirect: Callable[[Connection, Command], None],
     ) -> None:
@@ -52,6 +54,7 @@ class OffsetProcessor:
             catalog: Topics and groups.
             commits: Gathers consumer offsets.
             reader: Reads stored messages.
+            resets: Which groups have still to move.
             redirect: Takes a request that had no effect because this replica stopped leading.
         """
         self._redirect = redirect
@@ -59,6 +62,7 @@ class OffsetProcessor:
         self._catalog = catalog
         self._commits = commits
         self._reader = reader
+        self._resets = resets
 
     async def query_consumer_offset(self, connection: Connection, command: Command) -> None:
         """14: the next offset a group will consume.
@@ -70,7 +74,9 @@ class OffsetProcessor:
         header = command.header(QueryConsumerOffsetHeader)
         await self._context.raft.read_barrier()
         store = self._context.store
-        offset = store.consumer_offset(header.consumer_group, header.topic, header.queue_id)
+        offset = self._reset_target(header.consumer_group, header.topic, header.queue_id)
+        if offset is None:
+            offset = store.consumer_offset(header.consumer_group, header.topic, header.queue_id)
         if offset is None and header.set_zero_if_not_found is not False:
             offset = 0 if self._begins_young(header.topic, header.queue_id) else None
         if offset is None:
@@ -80,6 +86,8 @@ class OffsetProcessor:
     def update_consumer_offset(self, connection: Connection, command: Command) -> None:
         """15: stores the next offset a group will consume; going back is allowed.
 
+        A commit from before a reset that is still to be followed is ignored, with success.
+
         Raises:
             DLedgerError: Refused.
         """
@@ -88,6 +96,12 @@ class OffsetProcessor:
         _check_queue(topic, header.queue_id, max(topic.read_queue_count, topic.write_queue_count))
         if header.commit_offset < 0:
             raise InvalidParameterError("commitOffset must not be negative")
+
+        if self._precedes_reset(
+            header.consumer_group, topic.name, header.queue_id, header.commit_offset
+        ):
+            connection.reply(command)
+            return
 
         def committed(error: DLedgerError | None) -> None:
             if error is None:
@@ -122,6 +136,8 @@ class OffsetProcessor:
         if not self._context.raft.is_serving or self._context.store.group(group) is None:
             return
         if self._context.store.consumer_offset(group, topic, queue_id) == offset:
+            return
+        if self._precedes_reset(group, topic, queue_id, offset):
             return
         try:
             self._commits.add(group, topic, queue_id, offset)
@@ -159,6 +175,20 @@ class OffsetProcessor:
         topic = self._topic(header.topic)
         time_ms = self._reader.store_timestamp(topic.topic_id, header.queue_id, offset_min)
         connection.reply(command, 0, {"timestamp": str(-1 if time_ms is None else time_ms)})
+
+    def _reset_target(self, group: str, name: str, queue_id: int) -> int | None:
+        topic = self._context.store.topic(name)
+        return None if topic is None else self._resets.target((group, topic.topic_id, queue_id))
+
+    def _precedes_reset(self, group: str, name: str, queue_id: int, offset: int) -> bool:
+        """Tells whether a commit is older than a reset; one of the new offset has followed it."""
+        target = self._reset_target(group, name, queue_id)
+        if target is None:
+            return False
+        if offset != target:
+            return True
+        self._resets.has_come((group, self._topic(name).topic_id, queue_id), offset)
+        return False
 
     def _begins_young(self, name: str, queue_id: int) -> bool:
         """Tells whether a queue holds its first message still, and that not far from the end."""

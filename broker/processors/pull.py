@@ -1,4 +1,4 @@
-"""PULL_MESSAGE (11) and LITE_PULL_MESSAGE (361): reading, tag filtering and long polling.
+"""PULL_MESSAGE (11) and LITE_PULL_MESSAGE (361): reading, filtering and long polling.
 
 Any replica answers from what it has applied, which is committed. Only the serving leader may say
 that an offset lies beyond the end (21), since a client then moves its own offset: and only after a
@@ -18,9 +18,11 @@ from typing import NamedTuple
 
 from broker.catalog import Catalog
 from broker.context import FATAL_ERRORS, BrokerContext
-from broker.filters import TagCodes, check_expression_type, parse_tag_expression, subscription_codes
+from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_codes
 from broker.long_polls import ParkedPull
-from broker.pull_scan import Selection
+from broker.offset_resets import PendingResets
+from broker.pull_scan import Selection, Test
+from broker.sql_filter import SqlFilter, compile_sql
 from dledger.codes import Permission, PullFlag, ResponseCode
 from dledger.errors import (
     DLedgerError,
@@ -32,7 +34,7 @@ from dledger.errors import (
     RequestError,
     TopicNotFoundError,
 )
-from dledger.message import validate_group
+from dledger.message import stored_properties, validate_group
 from dledger.model import TopicConfig
 from dledger.remoting.bodies import SubscriptionData
 from dledger.remoting.commands import Command
@@ -45,8 +47,11 @@ BYTES_DEFAULT = 256 * 1024
 UNITS_PER_READ = 1024
 # With a filter that lets little pass, one pull looks at no more units than this.
 UNITS_SCANNED_MAX = 8192
+# A condition in SQL looks at the messages themselves.
+MESSAGES_TESTED_MAX = 1024
 
 _READ = int(Permission.READ)
+_ALL_OFFSETS = 1 << 62
 
 
 class SubscriptionNotFoundError(RequestError):
@@ -71,8 +76,10 @@ class Pull:
         "connection",
         "count_max",
         "deadline_ms",
+        "group",
         "offset",
         "queue_id",
+        "sql",
         "topic",
         "topic_id",
     )
@@ -80,6 +87,7 @@ class Pull:
     def __init__(self, connection: Connection, command: Command) -> None:
         self.connection = connection
         self.command = command
+        self.group = ""
         self.topic = ""
         self.topic_id = 0
         self.queue_id = 0
@@ -87,6 +95,7 @@ class Pull:
         self.count_max = 1
         self.bytes_max = BYTES_DEFAULT
         self.codes: TagCodes = None
+        self.sql: SqlFilter | None = None
         self.deadline_ms: int | None = None  # None: answer at once
 
 
@@ -111,6 +120,7 @@ class PullProcessor:
         context: BrokerContext,
         catalog: Catalog,
         commit_offset: Callable[[str, str, int, int], None],
+        resets: PendingResets,
     ) -> None:
         """Prepares the processor.
 
@@ -118,10 +128,12 @@ class PullProcessor:
             context: The broker's parts.
             catalog: Topics and groups.
             commit_offset: Takes group, topic, queue id and offset from a pull that carries them.
+            resets: Which groups have still to move.
         """
         self._context = context
         self._catalog = catalog
         self._commit_offset = commit_offset
+        self._resets = resets
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms = 0
         self._grown: dict[tuple[int, int], int] = {}
@@ -141,6 +153,7 @@ class PullProcessor:
             raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
         self._context.counters.pulls += 1
+        self._note_reset(pull)
         outcome = self._evaluate(pull, pull.offset)
         if outcome.must_confirm:
             name = f"confirm-{connection.id}-{command.opaque}"
@@ -149,6 +162,30 @@ class PullProcessor:
             self._park(pull, pull.offset)
         else:
             self._answer(pull, outcome)
+
+    def _note_reset(self, pull: Pull) -> None:
+        """Notes a member that comes to where its group was moved.
+
+        Raises:
+            NotLeaderError: The leader must hear of it.
+        """
+        key = (pull.group, pull.topic_id, pull.queue_id)
+        if self._resets.target(key) != pull.offset:
+            return
+        if not self._context.raft.is_serving:
+            raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
+        self._resets.has_come(key, pull.offset)
+
+    def queues_reset(self, queues: Sequence[tuple[int, int]]) -> None:
+        """Looks again at what waits in queues, (topic id, queue id), in which a group was moved."""
+        self._resets.changed()
+        if queues and len(self._context.long_polls):
+            asyncio.get_running_loop().call_soon(self._wake_queues, list(queues))
+
+    def _wake_queues(self, queues: list[tuple[int, int]]) -> None:
+        for topic_id, queue_id in queues:
+            for parked in self._context.long_polls.arrived(topic_id, queue_id, _ALL_OFFSETS):
+                self._guarded(self._rerun, parked)
 
     def _is_replaying(self) -> bool:
         """Whether the state still lacks entries that the log held at the start.
@@ -286,13 +323,18 @@ class PullProcessor:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
         offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
+        target = self._resets.target((pull.group, pull.topic_id, pull.queue_id))
+        if target is not None and target != start:
+            moved = ResponseCode.PULL_OFFSET_MOVED
+            return Outcome(moved, "OFFSET_RESET", target, offset_min, offset_max)
         if start >= offset_max or start < offset_min:
             return self._outside(start, offset_min, offset_max)
         selection = Selection(start, count_max=pull.count_max, size_bytes_max=pull.bytes_max)
         stop = offset_max
         step = pull.count_max
-        if pull.codes is not None:
-            stop = min(stop, start + UNITS_SCANNED_MAX)
+        test = None if pull.sql is None else self._tester(pull.sql)
+        if pull.codes is not None or test is not None:
+            stop = min(stop, start + (MESSAGES_TESTED_MAX if test else UNITS_SCANNED_MAX))
             step = UNITS_PER_READ
         while selection.next_offset < stop and not selection.is_full:
             if selection.count >= pull.count_max:
@@ -301,7 +343,7 @@ class PullProcessor:
             units = store.read_unit_bytes(
                 pull.topic_id, pull.queue_id, selection.next_offset, wanted
             )
-            selection.add(units, pull.codes)
+            selection.add(units, pull.codes, test)
         if selection.count:
             code, status = ResponseCode.SUCCESS, "FOUND"
         else:
@@ -315,6 +357,14 @@ class PullProcessor:
             selection.slices,
             selection.count,
         )
+
+    def _tester(self, sql: SqlFilter) -> Test:
+        read = self._context.log.read
+
+        def test(physical_offset: int, size_bytes: int) -> bool:
+            return sql.matches_raw(stored_properties(read(physical_offset, size_bytes)))
+
+        return test
 
     def _outside(self, start: int, offset_min: int, offset_max: int) -> Outcome:
         not_found = ResponseCode.PULL_NOT_FOUND
@@ -367,13 +417,14 @@ class PullProcessor:
         topic = self._readable_topic(header)
         self._check_group(header.consumer_group)
         pull = Pull(connection, command)
+        pull.group = header.consumer_group
         pull.topic, pull.topic_id = topic.name, topic.topic_id
         pull.queue_id, pull.offset = header.queue_id, header.queue_offset
         limits = config.limits
         pull.count_max = min(max(1, header.message_count_max), limits.pull_count_max)
         wanted = header.bytes_max if header.bytes_max and header.bytes_max > 0 else BYTES_DEFAULT
         pull.bytes_max = min(wanted, limits.pull_bytes_max)
-        pull.codes = self._codes(header)
+        pull.codes, pull.sql = self._filter(header)
         if header.sys_flag & PullFlag.SUSPEND and header.suspend_timeout_ms > 0:
             longest_ms = int(config.timing.suspend_max_s * 1000)
             pull.deadline_ms = self._now_ms() + min(header.suspend_timeout_ms, longest_ms)
@@ -409,10 +460,11 @@ class PullProcessor:
             raise GroupNotFoundError(f"subscription group [{name}] does not exist")
         self._catalog.ensure_group_soon(name)
 
-    def _codes(self, header: PullMessageHeader) -> TagCodes:
+    def _filter(self, header: PullMessageHeader) -> tuple[TagCodes, SqlFilter | None]:
         if header.sys_flag & PullFlag.SUBSCRIPTION:
-            check_expression_type(header.expression_type)
-            return parse_tag_expression(header.subscription)
+            if is_sql(header.expression_type):
+                return None, compile_sql(header.subscription)
+            return parse_tag_expression(header.subscription), None
         group = self._context.clients.consumer_group(header.consumer_group)
         if group is None:
             raise SubscriptionNotFoundError("the consumer's group info not exist")
@@ -430,5 +482,6 @@ class PullProcessor:
             raise SubscriptionNotFoundError("the consumer's subscription not exist")
         if wanted.version < header.sub_version:
             raise SubscriptionNotLatestError("the consumer's subscription not latest")
-        check_expression_type(wanted.expression_type)
-        return subscription_codes(wanted.expression, wanted.tags, wanted.codes)
+        if is_sql(wanted.expression_type):
+            return None, compile_sql(wanted.expression)
+        return subscription_codes(wanted.expression, wanted.tags, wanted.codes), None

@@ -14,8 +14,10 @@ from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.delays import Delays, identity_of_parked, parked
 from broker.forwarding import EXT_BORN_HOST
+from broker.half_messages import is_half
 from broker.intake import MessageIntake
 from broker.messages_command import SendIdentity
+from broker.transaction_service import TransactionService
 from dledger.codes import (
     DEAD_LETTER_PREFIX,
     EXT_DEDUPLICATED,
@@ -58,6 +60,7 @@ class SendProcessor:
         catalog: Catalog,
         intake: MessageIntake,
         delays: Delays,
+        transactions: TransactionService,
         *,
         store_host: bytes,
         redirect: Callable[[Connection, Command], None],
@@ -69,6 +72,7 @@ class SendProcessor:
             catalog: Topics and groups.
             intake: Encodes messages.
             delays: Where delayed messages wait.
+            transactions: Takes half messages.
             store_host: Packed address in message ids.
             redirect: Takes a request that had no effect because this replica stopped leading.
         """
@@ -76,6 +80,7 @@ class SendProcessor:
         self._catalog = catalog
         self._intake = intake
         self._delays = delays
+        self._transactions = transactions
         self._store_host = store_host
         self._redirect = redirect
         self._next_queue = 0
@@ -127,6 +132,9 @@ class SendProcessor:
         queue_id = self._choose_queue(topic, header.queue_id)
         identity = _identity(header)
         is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
+        if not is_batch and is_half(header.sys_flag, header.properties):
+            self._open(connection, command, header, topic, queue_id)
+            return
         parking = None
         if not is_batch:
             parking = self._delays.plan(header.properties, topic=topic.name, queue_id=queue_id)
@@ -193,6 +201,42 @@ class SendProcessor:
             header.topic = names.dead_letter_topic(group.name)
             header.queue_id = 0
             header.properties = retries.without_delay(header.properties)
+
+    def _open(
+        self,
+        connection: Connection,
+        command: Command,
+        header: _Header,
+        topic: TopicConfig,
+        queue_id: int,
+    ) -> None:
+        """Stores a half message; the answer names its own places, by which it is ended."""
+
+        def opened(
+            half_offset: int, physical_offsets: list[int], error: DLedgerError | None, key: str
+        ) -> None:
+            if error is not None:
+                self._fail(connection, command, error)
+                return
+            ext = {
+                "msgId": offset_message_id(self._store_host, physical_offsets[0]),
+                "queueId": str(queue_id),
+                "queueOffset": str(half_offset),
+                "transactionId": key,
+                "MSG_REGION": "DefaultRegion",
+                "TRACE_ON": "true",
+            }
+            connection.reply(command, 0, ext)
+
+        self._transactions.open(
+            header,
+            command.body,
+            topic=topic.name,
+            queue_id=queue_id,
+            producer_group=header.producer_group,
+            born_host=_born_host(connection, command),
+            callback=opened,
+        )
 
     def _fail(self, connection: Connection, command: Command, error: DLedgerError) -> None:
         if isinstance(error, NotLeaderError):

@@ -29,7 +29,7 @@ from dledger.message import (
     validate_group,
     validate_topic,
 )
-from dledger.model import GroupConfig, MessageQueue, TopicConfig
+from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, TopicConfig
 from dledger.remoting.bodies import (
     ClusterInfo,
     ConnectionList,
@@ -38,6 +38,7 @@ from dledger.remoting.bodies import (
     decode_group_list,
     decode_group_table,
     decode_kv_table,
+    decode_offset_table,
     decode_topic_config,
     decode_topic_list,
     decode_topic_table,
@@ -57,6 +58,7 @@ from dledger.remoting.headers import (
     QueryTopicConsumersHeader,
     ViewMessageHeader,
 )
+from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHeader
 
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers
 
@@ -319,6 +321,89 @@ class AsyncAdmin:
                 for queue, entry in decode_consume_stats(response.body).offsets.items()
             ]
         return sorted(progress, key=lambda entry: entry.queue)
+
+    async def reset_offsets(
+        self,
+        group: str,
+        topic: str,
+        to: ConsumeFrom | int,
+        *,
+        queue: MessageQueue | None = None,
+    ) -> dict[MessageQueue, int]:
+        """Moves a consumer group in all queues of a topic, or in one; members follow by themselves.
+
+        Args:
+            group: The group; none of its members need be online.
+            topic: The topic.
+            to: `EARLIEST`, `LATEST`, or a time in ms since the epoch: the first message stored at
+                or after it.
+            queue: Only this queue.
+
+        Returns:
+            The next offset to consume, by queue.
+
+        Raises:
+            BrokerResponseError: No such topic or queue, or a group that broadcasts.
+
+        Durability:
+            On return the move is committed by a majority of each broker group concerned; members
+            that run follow within moments, and what they commit from before is ignored.
+        """
+        if isinstance(to, ConsumeFrom):
+            if to is ConsumeFrom.TIMESTAMP:
+                raise InvalidParameterError("give the time itself")
+            to = 0 if to is ConsumeFrom.EARLIEST else -1
+        elif to < 0:
+            raise InvalidParameterError(f"{to} is no time")
+        return await self._reset(group, topic, to, queue, None)
+
+    async def move_offset(self, group: str, queue: MessageQueue, offset: int) -> None:
+        """Moves a consumer group to an offset of one queue. Otherwise as `reset_offsets`."""
+        await self._reset(group, queue.topic, 0, queue, offset)
+
+    async def clone_offsets(
+        self, source: str, target: str, topic: str = "", *, offline: bool = True
+    ) -> None:
+        """Moves a consumer group to where another one is.
+
+        Args:
+            source: The group to look at.
+            target: The group to move, as by `reset_offsets`.
+            topic: Only this topic; by default all that the source has offsets of.
+            offline: Also topics that the source's members online do not subscribe to.
+        """
+        header = CloneGroupOffsetHeader(
+            source_group=source, target_group=target, topic=topic, offline=offline
+        )
+        for name in await self._groups(None):
+            await self._session.call_leader(name, RequestCode.CLONE_GROUP_OFFSET, header)
+
+    async def _reset(
+        self,
+        group: str,
+        topic: str,
+        timestamp_ms: int,
+        queue: MessageQueue | None,
+        offset: int | None,
+    ) -> dict[MessageQueue, int]:
+        route = await self._session.route(topic, refresh=True)
+        names = {found.broker_name for found in route.subscribe_queues}
+        if queue is not None:
+            names = {queue.broker_name}
+        header = ResetOffsetHeader(
+            group=group,
+            topic=topic,
+            timestamp_ms=timestamp_ms,
+            queue_id=None if queue is None else queue.queue_id,
+            offset=offset,
+        )
+        moved: dict[MessageQueue, int] = {}
+        for name in sorted(names):
+            response = await self._session.call_leader(
+                name, RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, header
+            )
+            moved.update(decode_offset_table(response.body))
+        return dict(sorted(moved.items()))
 
     async def consumer_connections(self, group: str) -> ConnectionList | None:
         """Returns the members of a consumer group that are online; `None` if there are none."""

@@ -190,6 +190,9 @@ class PushConsumerConfig:
         consume_timestamp_ms: Where `ConsumeFrom.TIMESTAMP` begins, in ms since the epoch.
         offset_directory: Where a broadcasting consumer keeps its offsets; `~/.dledger/offsets` if
             empty.
+        lock_renew_s: Ordered only: how often locks are renewed.
+        lock_valid_s: Ordered only: how long an own lock counts after its renewal was asked for;
+            well below the 60 s after which brokers give it to another.
     """
 
     pull_count_max: int = 256
@@ -207,6 +210,8 @@ class PushConsumerConfig:
     strategy: str = "AVG"
     consume_timestamp_ms: int = 0
     offset_directory: str = ""
+    lock_renew_s: float = 20.0
+    lock_valid_s: float = 30.0
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -219,6 +224,7 @@ class PushConsumerConfig:
             "commit_interval_s",
             "rebalance_interval_s",
             "redelivery_min_s",
+            "lock_renew_s",
         ):
             _require(name, getattr(self, name), getattr(self, name) > 0, "must be above 0")
         _require("drain_timeout_s", self.drain_timeout_s, self.drain_timeout_s >= 0, "not negative")
@@ -239,6 +245,12 @@ class PushConsumerConfig:
             self.reconsume_max,
             self.reconsume_max is None or self.reconsume_max >= 0,
             "must not be negative",
+        )
+        _require(
+            "lock_valid_s",
+            self.lock_valid_s,
+            self.lock_renew_s < self.lock_valid_s <= 40.0,
+            "must be above lock_renew_s and at most 40",
         )
         _require(
             "strategy", self.strategy, self.strategy in ("AVG", "AVG_BY_CIRCLE"), "unknown strategy"

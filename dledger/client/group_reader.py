@@ -10,27 +10,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dledger.client.config import PushConsumerConfig
 from dledger.client.filters import Subscription, subscribe
 from dledger.client.heartbeats import Member
-from dledger.client.local_offsets import LocalOffsets
+from dledger.client.local_offsets import open_local_offsets
 from dledger.client.offsets import Offsets
+from dledger.client.ordering import LockKeeper, OrderedLine, QueueLocks
 from dledger.client.process_queue import ProcessQueue
 from dledger.client.puller import Puller
 from dledger.client.rebalance import difference, strategy
 from dledger.client.redelivery import BrokerRedelivery, LocalRedelivery
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
+from dledger.client.subscription_check import check_subscription, wire
 from dledger.codes import RETRY_PREFIX, RequestCode
 from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
 from dledger.message import Property, ReceivedMessage, Rejection
 from dledger.model import ConsumeFrom, MessageModel, MessageQueue, PullStatus
-from dledger.remoting.bodies import ConsumerData, SubscriptionData, decode_consumer_ids
+from dledger.remoting.bodies import ConsumerData, decode_consumer_ids, decode_offset_table
+from dledger.remoting.client import ClientConnection
+from dledger.remoting.commands import Command
 from dledger.remoting.headers import GetConsumerListHeader
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ _FLOW_PAUSE_S = 0.02
 _PULL_FAILURE_MIN_S = 0.05
 _PULL_FAILURE_MAX_S = 3.0
 _CLOSE_COMMIT_S = 5.0
+_HAND_PAUSE_S = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -62,6 +66,8 @@ class GroupReader:
         consume_from: ConsumeFrom,
         config: PushConsumerConfig,
         message_model: MessageModel = MessageModel.CLUSTERING,
+        *,
+        ordered: bool = False,
     ) -> None:
         self.group = group
         self._session = session
@@ -70,9 +76,10 @@ class GroupReader:
         self._retry_topic = ""
         self._broker_redelivery: BrokerRedelivery | None = None
         if message_model is MessageModel.CLUSTERING and config.failed_messages == "broker":
-            self._retry_topic = RETRY_PREFIX + group
-            version = max(entry.version for entry in subscriptions.values())
-            self._subscriptions[self._retry_topic] = subscribe(self._retry_topic, "*", version)
+            if not ordered:  # what is retried elsewhere would lose its place
+                self._retry_topic = RETRY_PREFIX + group
+                version = max(entry.version for entry in subscriptions.values())
+                self._subscriptions[self._retry_topic] = subscribe(self._retry_topic, "*", version)
             self._broker_redelivery = BrokerRedelivery(
                 session,
                 group,
@@ -84,8 +91,6 @@ class GroupReader:
         self._allocate = strategy(config.strategy)
         self._puller = Puller(session, group)
         self._offsets = Offsets(session)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._returning: set[asyncio.Task[None]] = set()
         self._redelivery = LocalRedelivery(config.redelivery_min_s, config.redelivery_max_s)
         self._windows: dict[MessageQueue, ProcessQueue] = {}
         self._readers: dict[MessageQueue, asyncio.Task[None]] = {}
@@ -99,6 +104,18 @@ class GroupReader:
         self._tasks: list[asyncio.Task[None]] = []
         self._member: Member | None = None
         self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._locks: QueueLocks | None = None
+        self._line: OrderedLine[Delivery] | None = None
+        if ordered:
+            self._redelivery = LocalRedelivery(config.redelivery_min_s, config.redelivery_min_s)
+            self._locks = QueueLocks(
+                session,
+                group,
+                valid_s=config.lock_valid_s,
+                now_s=lambda: session.now_ms() / 1000,
+            )
+            self._line = OrderedLine(self._locks.is_held)
 
     def __repr__(self) -> str:
         return (
@@ -112,28 +129,39 @@ class GroupReader:
         """Joins the group and begins to read. Needs no broker to be up yet.
 
         Raises:
+            BrokerResponseError: A broker refuses a condition in SQL.
             ConfigError: The file for the offsets of a broadcasting consumer cannot be used.
         """
         self._loop = asyncio.get_running_loop()
         if self._message_model is MessageModel.BROADCASTING:
-            self._offsets = self._local_offsets()
-        for topic in self._subscriptions:
+            self._offsets = open_local_offsets(self._session, self.group, self._config)
+        for topic, subscription in self._subscriptions.items():
             try:
                 await self._session.route(topic)
             except DLedgerError as error:
                 logger.info("no route yet topic=%s error=%s", topic, error)
+            await check_subscription(self._session, self.group, subscription)
         data = ConsumerData(
             group=self.group,
             consume_type="CONSUME_PASSIVELY",
             message_model=self._message_model.value,
             consume_from=self._consume_from.value,
-            subscriptions=[_wire(entry) for entry in self._subscriptions.values()],
+            subscriptions=[wire(entry) for entry in self._subscriptions.values()],
         )
         self._member = self._session.join(data, list(self._subscriptions), self._unbalanced.set)
         self._session.on_route_change(self._route_changed)
+        self._session.request_handlers[RequestCode.RESET_CONSUMER_CLIENT_OFFSET] = self._moved
         await self._session.heartbeat_now()
         self._spawn(self._rebalance_forever(), "rebalance")
         self._spawn(self._commit_forever(), "commit")
+        if self._locks is not None:
+            keeper = LockKeeper(
+                self._locks,
+                lambda: list(self._windows.values()),
+                self._forget,
+                renew_s=self._config.lock_renew_s,
+            )
+            self._spawn(keeper.run(), "locks")
 
     def request_stop(self) -> None:
         """Hands out no more messages from now on. Any thread; wakes nobody, as `stop` does."""
@@ -144,8 +172,13 @@ class GroupReader:
         self._stopping = True
         self._something_ready.set()
 
-    async def close(self) -> None:
-        """Stops reading and commits what is finished. The membership ends with the session."""
+    async def close(self, *, is_idle: bool = True) -> None:
+        """Stops reading and commits what is finished. The membership ends with the session.
+
+        Args:
+            is_idle: No handler runs any more: locks on queues with a message in hand can be given
+                back too.
+        """
         self.stop()
         for timer in self._timers:
             timer.cancel()
@@ -153,14 +186,19 @@ class GroupReader:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._returning:
-            await asyncio.wait(self._returning, timeout=_CLOSE_COMMIT_S)
+        if self._broker_redelivery is not None:
+            await self._broker_redelivery.drain(_CLOSE_COMMIT_S)
         try:
             await self.commit(timeout_s=_CLOSE_COMMIT_S)
         except DLedgerError as error:
             logger.warning("last commit failed group=%s error=%s", self.group, error)
         for window in self._windows.values():
             window.dropped = True
+        if self._locks is not None and self._line is not None:
+            line = self._line
+            await self._locks.unlock(
+                [queue for queue in self._windows if is_idle or not line.is_in_hand(queue)]
+            )
         self._offsets.close()
 
     # --- delivery -----------------------------------------------------------------------------
@@ -182,8 +220,11 @@ class GroupReader:
                 delivery = self._ready.popleft()
             except IndexError:
                 return None
-            if not delivery.window.dropped:
+            if delivery.window.dropped:
+                continue
+            if self._line is None or self._line.take(delivery):
                 return delivery
+            self._call_soon(self._forget, delivery.window)
         return None
 
     async def wait_ready(self, timeout_s: float | None = None) -> bool:
@@ -213,9 +254,17 @@ class GroupReader:
         """Notes that a message is processed, or rejected by `nack`. Any thread."""
         rejection = delivery.message.rejection
         if rejection is None:
-            self._finished.append(delivery)
-        elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._reject, delivery, rejection)
+            self._finish(delivery)
+        else:
+            self._call_soon(self._reject, delivery, rejection)
+
+    def _finish(self, delivery: Delivery) -> None:
+        self._finished.append(delivery)
+        if self._line is not None:
+            following = self._line.finish(delivery)
+            if following is not None:
+                self._ready.append(following)
+                self._call_soon(self._something_ready.set)
 
     def fail(self, delivery: Delivery, error: BaseException) -> None:
         """Notes that processing failed: the message comes again later. Loop only."""
@@ -226,29 +275,24 @@ class GroupReader:
 
     def _reject(self, delivery: Delivery, rejection: Rejection) -> None:
         delivery.message.rejection = None
-        if self._broker_redelivery is None:
-            if rejection.dead_letter:
-                self._finished.append(delivery)  # nobody keeps dead letters for us
-            else:
-                self._offer_later(delivery, rejection)
-            return
-        work = self._send_back(self._broker_redelivery, delivery, rejection)
-        task = asyncio.get_running_loop().create_task(work, name=f"send back {self.group}")
-        task.add_done_callback(_log_failure)
-        task.add_done_callback(self._returning.discard)
-        self._returning.add(task)
-
-    async def _send_back(
-        self, redelivery: BrokerRedelivery, delivery: Delivery, rejection: Rejection
-    ) -> None:
-        """Hands a message back to its broker; keeps it if that does not take it."""
-        broker_name = delivery.window.queue.broker_name
-        if await redelivery.send_back(delivery.message, broker_name, rejection):
-            self._finished.append(delivery)
+        redelivery = self._broker_redelivery
+        # An ordered queue waits for its message; only a dead letter lets the others pass.
+        if redelivery is not None and (self._line is None or rejection.dead_letter):
+            redelivery.spawn(
+                delivery.message,
+                delivery.window.queue.broker_name,
+                rejection,
+                taken=lambda: self._finish(delivery),
+                kept=lambda: self._offer_later(delivery, rejection),
+            )
+        elif rejection.dead_letter:
+            self._finish(delivery)  # nobody keeps dead letters for us
         else:
             self._offer_later(delivery, rejection)
 
     def _offer_later(self, delivery: Delivery, rejection: Rejection) -> None:
+        if self._line is not None:
+            self._line.fail(delivery)
         delay_s = self._redelivery.failed(delivery.message)
         logger.warning(
             "message comes again topic=%s queue=%s offset=%s in_s=%.1f reason=%s",
@@ -287,6 +331,22 @@ class GroupReader:
         self._ready.extend(deliveries)
         self._something_ready.set()
 
+    def _offer_read(self, window: ProcessQueue, messages: list[ReceivedMessage]) -> None:
+        deliveries = [Delivery(window, message) for message in messages]
+        if self._line is not None:
+            first = self._line.offer(window, deliveries)
+            deliveries = [] if first is None else [first]
+        if deliveries:
+            self._offer(deliveries)
+
+    def _call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Has a function called on the loop; from any thread."""
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop has been closed: nobody waits
+            return
+
     def _apply_finished(self) -> None:
         finished = self._finished
         while finished:
@@ -301,6 +361,8 @@ class GroupReader:
                 (window, window.commit_offset)
                 for window in windows
                 if window.commit_offset != window.committed_offset
+                # Without its lock, another member may have come further already.
+                and (self._locks is None or self._locks.is_held(window.queue))
             ]
             results = await asyncio.gather(
                 *(
@@ -383,7 +445,9 @@ class GroupReader:
         change = difference(held, wanted)
         await self._give_up(change.revoked)
         complete = self._session.client_id in members
-        for queue in change.added:
+        takeable = await self._lockable(change.added)
+        complete = complete and len(takeable) == len(change.added)
+        for queue in takeable:
             try:
                 await self._take_over(queue)
             except DLedgerError as error:
@@ -395,10 +459,20 @@ class GroupReader:
                 self.group,
                 topic,
                 len(members),
-                [tuple(queue[1:]) for queue in change.added],
+                [tuple(queue[1:]) for queue in takeable],
                 [tuple(queue[1:]) for queue in change.revoked],
             )
         return complete
+
+    async def _lockable(self, queues: list[MessageQueue]) -> list[MessageQueue]:
+        """Returns those of some queues that may be read: all, or if ordered the locked ones."""
+        if self._locks is None or self._line is None:
+            return queues
+        # What is in hand from an earlier time with a queue must be finished first.
+        line = self._line
+        free = [queue for queue in queues if not line.is_in_hand(queue)]
+        granted = await self._locks.lock(free) if free else set()
+        return [queue for queue in free if queue in granted]
 
     async def _members(self, broker_name: str) -> list[str]:
         try:
@@ -427,6 +501,7 @@ class GroupReader:
         if not windows:
             return
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._wait_hands(windows)
         try:
             for window in windows:
                 # The new owner may be reading already; do not set back what it committed.
@@ -436,6 +511,26 @@ class GroupReader:
             await self._commit(windows, _CLOSE_COMMIT_S)
         except DLedgerError as error:
             logger.warning("commit of given up queues failed error=%s", error)
+        if self._locks is not None and self._line is not None:
+            line = self._line
+            given = [window.queue for window in windows if not line.is_in_hand(window.queue)]
+            await self._locks.unlock(given)
+
+    async def _wait_hands(self, windows: list[ProcessQueue]) -> None:
+        """If ordered, waits for the messages in hand: a new owner may begin only behind them."""
+        line = self._line
+        if line is None:
+            return
+        for window in windows:
+            line.forget(window)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.drain_timeout_s
+        while any(line.is_in_hand(window.queue) for window in windows):
+            if loop.time() > deadline:
+                logger.warning("queues given up with a message in hand group=%s", self.group)
+                break
+            await asyncio.sleep(_HAND_PAUSE_S)
+        self._apply_finished()
 
     async def _take_over(self, queue: MessageQueue) -> None:
         start = await self._offsets.committed(self.group, queue)
@@ -501,9 +596,18 @@ class GroupReader:
                 for message in fresh:
                     message.topic = message.properties.get(Property.RETRY_TOPIC, message.topic)
             if fresh:
-                self._offer([Delivery(window, message) for message in fresh])
+                self._offer_read(window, fresh)
             elif window.next_offset == before and result.status is not PullStatus.NO_NEW_MESSAGE:
                 await asyncio.sleep(_FLOW_PAUSE_S)  # told to ask again at once, to no avail
+
+    def _moved(self, _connection: ClientConnection, command: Command) -> None:
+        """A broker says, unasked, where the group is to go on."""
+        if command.ext.get("group") != self.group:
+            return
+        for queue, offset in decode_offset_table(command.body).items():
+            window = self._windows.get(queue)
+            if window is not None:
+                self._spawn(self._restart_at(window, offset), "move")
 
     async def _restart_at(self, window: ProcessQueue, offset: int) -> None:
         """The broker does not have our offset (any more): go on where it says."""
@@ -530,18 +634,14 @@ class GroupReader:
     def _forget(self, window: ProcessQueue) -> None:
         """Gives a queue up so that the next share-out takes it anew."""
         window.dropped = True
+        if self._line is not None:
+            self._line.forget(window)
         if self._windows.get(window.queue) is window:
             del self._windows[window.queue]
-            self._readers.pop(window.queue, None)
+            reader = self._readers.pop(window.queue, None)
+            if reader is not None and reader is not asyncio.current_task():
+                reader.cancel()
             self._unbalanced.set()
-
-    def _local_offsets(self) -> LocalOffsets:
-        given = self._config.offset_directory
-        directory = Path(given) if given else Path.home() / ".dledger" / "offsets"
-        client_id = self._config.session.client_id
-        return LocalOffsets(
-            self._session, directory, f"{client_id}@{self.group}" if client_id else self.group
-        )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=f"{name} {self.group}")
@@ -552,13 +652,3 @@ class GroupReader:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("consumer task failed name=%s", task.get_name(), exc_info=error)
-
-
-def _wire(subscription: Subscription) -> SubscriptionData:
-    return SubscriptionData(
-        topic=subscription.topic,
-        expression=subscription.expression,
-        tags=list(subscription.tags),
-        codes=list(subscription.codes),
-        version=subscription.version,
-    )

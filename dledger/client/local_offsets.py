@@ -22,6 +22,7 @@ from typing import IO
 
 import msgspec
 
+from dledger.client.config import PushConsumerConfig
 from dledger.client.offsets import Offsets
 from dledger.client.session import ClientSession
 from dledger.errors import ConfigError
@@ -108,6 +109,20 @@ class LocalOffsets(Offsets):
     def close(self) -> None:
         """Leaves the file to the next one."""
         self._lock.close()
+
+
+def open_local_offsets(
+    session: ClientSession, group: str, config: PushConsumerConfig
+) -> LocalOffsets:
+    """Returns the offsets of a broadcasting consumer as its settings say.
+
+    Raises:
+        ConfigError: The directory or file cannot be used.
+    """
+    given = config.offset_directory
+    directory = Path(given) if given else Path.home() / ".dledger" / "offsets"
+    client_id = config.session.client_id
+    return LocalOffsets(session, directory, f"{client_id}@{group}" if client_id else group)
 
 
 def _take(directory: Path, name: str) -> tuple[Path, IO[bytes]]:

@@ -13,14 +13,14 @@ import asyncio
 import datetime
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from dledger.client.batching import Lane, Pending, put_back, share_count, take_batch
 from dledger.client.config import ProducerConfig, nameserver_addresses
 from dledger.client.encoding import MessageEncoder, delayed
-from dledger.client.requests import Requests, reply_header, reply_topic
+from dledger.client.requests import Question, send_reply
 from dledger.client.results import ProducerStatistics, SendResult
 from dledger.client.retry import backoff_s
 from dledger.client.routes import TopicRoute
@@ -35,7 +35,7 @@ from dledger.client.sending import (
 from dledger.client.session import ClientSession
 from dledger.client.topics import Target, TopicLines
 from dledger.clock import Clock, SystemClock
-from dledger.codes import RequestCode
+from dledger.codes import MessageFlag, RequestCode
 from dledger.errors import (
     ClientClosedError,
     ConnectFailedError,
@@ -51,6 +51,7 @@ from dledger.message import (
     ReceivedMessage,
     UniqueKeyGenerator,
     decode_handle,
+    encode_properties,
     validate_group,
     validate_topic,
 )
@@ -218,6 +219,36 @@ class AsyncProducer:
             future.set_exception(error)
         return future
 
+    def send_half(
+        self,
+        message: Message,
+        extra: Mapping[str, str],
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+    ) -> asyncio.Future[SendResult]:
+        """Sends a half message, for `AsyncTransactionProducer`.
+
+        Args:
+            message: The message, without reserved properties.
+            extra: Reserved properties that make it a half message.
+            queue, shard_key: As `send`.
+
+        Raises:
+            As `send`.
+        """
+        loop = self._check_open()
+        future: asyncio.Future[SendResult] = loop.create_future()
+        try:
+            pending = self._encoder.encode(message, future)
+            pending.properties += encode_properties(extra)
+            pending.sys_flag |= int(MessageFlag.TRANSACTION_PREPARED)
+            pending.alone = True
+            self._accept(message.topic, pending, queue, shard_key)
+        except DLedgerError as error:
+            future.set_exception(error)
+        return future
+
     async def send_batch(
         self,
         messages: Sequence[Message],
@@ -293,22 +324,8 @@ class AsyncProducer:
             The question is a message like others; the answer is not stored.
         """
         self._check_open()
-        requests = self._session.requests
-        if requests is None:
-            requests = self._session.requests = Requests(self._session.client_id)
-        name, question = requests.open(message, timeout_s)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._be_known(message.topic, timeout_s)
-                result = await self.send(question)
-                if result.attempts > 1:
-                    # Another leader, perhaps, who does not know us yet.
-                    await self._session.heartbeat_now()
-                return await requests.answer(name)
-        except TimeoutError:
-            raise RequestTimeoutError(f"no answer to {name} within {timeout_s} s") from None
-        finally:
-            requests.close(name)
+        question = Question(self._session, message, timeout_s)
+        return await question.ask(self.send, guess_queues=self.config.default_topic_queue_count)
 
     async def reply(
         self, request: ReceivedMessage, body: bytes, *, properties: dict[str, str] | None = None
@@ -326,21 +343,9 @@ class AsyncProducer:
             ConnectFailedError, ConnectionLostError, RequestTimeoutError: Not answered in time.
         """
         self._check_open()
-        queue = MessageQueue(reply_topic(request), request.broker_name, 0)
-        now_ms = self._clock.wall_ms()
-        header = reply_header(request, self.group, queue, properties or {}, now_ms)
-        await self._session.route(queue.topic)
-        await self._session.call_leader(
-            queue.broker_name, RequestCode.SEND_REPLY_MESSAGE_V2, header, body
+        await send_reply(
+            self._session, self.group, request, body, properties or {}, self._clock.wall_ms()
         )
-
-    async def _be_known(self, topic: str, timeout_s: float) -> None:
-        """Sees to it that the brokers of a topic know where to push answers to."""
-        route = await self._session.route(topic, guess_queues=self.config.default_topic_queue_count)
-        deadline = self._running_loop.time() + timeout_s
-        for name in sorted({queue.broker_name for queue in route.publish_queues}):
-            await self._session.leader(name, deadline)
-        await self._session.heartbeat_now()
 
     async def recall(self, handle: str) -> None:
         """Takes a delayed message back before its time.
@@ -399,6 +404,11 @@ class AsyncProducer:
         return list(route.publish_queues)
 
     # --- inside -------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> ClientSession:
+        """The client's ties to the cluster, for the transaction producer."""
+        return self._session
 
     @property
     def _running_loop(self) -> asyncio.AbstractEventLoop:

@@ -77,6 +77,7 @@ class Puller:
             suspend_timeout_ms=int(suspend_s * 1000),
             sub_version=subscription.version,
             subscription=subscription.expression,
+            expression_type=subscription.expression_type,
             bytes_max=bytes_max,
         )
         address = await self._address(queue)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from types import TracebackType
 
 from dledger.client.config import PushConsumerConfig, nameserver_addresses
-from dledger.client.filters import subscribe
+from dledger.client.filters import Sql, subscribe
 from dledger.client.group_reader import Delivery, GroupReader
 from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
@@ -29,8 +29,8 @@ class AsyncPushConsumer:
     Use as `async with AsyncPushConsumer(...) as consumer`, or call `start` and `close`.
 
     Delivery guarantees: every message at least once, in the order of its queue except for those
-    that come again after a failure. After a fail-over of brokers nothing is skipped, and nothing
-    that was committed comes again.
+    that come again after a failure; with `ordered` those too. After a fail-over of brokers nothing
+    is skipped, and nothing that was committed comes again.
 
     Concurrency:
         Methods belong to the loop that `start` ran on.
@@ -40,10 +40,11 @@ class AsyncPushConsumer:
         self,
         group: str,
         *,
-        subscriptions: Mapping[str, str],
+        subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
         message_model: MessageModel = MessageModel.CLUSTERING,
+        ordered: bool = False,
         config: PushConsumerConfig | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -51,13 +52,15 @@ class AsyncPushConsumer:
 
         Args:
             group: Consumer group; its members share the messages, and its offsets are kept.
-            subscriptions: Topic to tag expression: `*`, or tags joined by `||`. The same for all
-                members of the group.
+            subscriptions: Topic to tag expression: `*`, or tags joined by `||`; or to a condition
+                on properties, `Sql("a > 5")`. The same for all members of the group.
             nameserver: `host:port`, several joined by `;`, or a sequence; by default the variable
                 `DLEDGER_NAMESERVER`.
             consume_from: Where the group begins in a queue of which it never committed an offset.
             message_model: `BROADCASTING`: every member gets every message, and each keeps its own
                 offsets in a local file.
+            ordered: Keep the order of every queue: one message of it in hand at a time, also across
+                members; a message that fails holds up those behind it. The same for all members.
             config: Intervals and limits.
             clock: For tests.
 
@@ -65,6 +68,8 @@ class AsyncPushConsumer:
             ConfigError, InvalidParameterError: An argument is wrong.
         """
         validate_group(group)
+        if ordered and message_model is MessageModel.BROADCASTING:
+            raise ConfigError("ordered", True, "is for groups that share queues, not broadcasting")
         if not subscriptions:
             raise ConfigError("subscriptions", dict(subscriptions), "must name at least one topic")
         self.group = group
@@ -82,6 +87,7 @@ class AsyncPushConsumer:
             consume_from,
             self.config,
             message_model,
+            ordered=ordered,
         )
         self._handed: set[Delivery] = set()  # by iteration, not yet followed by another
         self._running = 0
@@ -89,6 +95,7 @@ class AsyncPushConsumer:
         self._handlers_idle.set()
         self._started = False
         self._closed = False
+        self.handlers_outside = 0  # that a synchronous front has in its own threads
 
     def __repr__(self) -> str:
         return f"<AsyncPushConsumer {self.group} {self._reader!r}>"
@@ -126,7 +133,8 @@ class AsyncPushConsumer:
                 await self._handlers_idle.wait()
         except TimeoutError:
             pass
-        await self._reader.close()
+        is_idle = not self._running and not self.handlers_outside
+        await self._reader.close(is_idle=is_idle)
         await self._session.close()
 
     async def __aenter__(self) -> AsyncPushConsumer:
@@ -181,7 +189,8 @@ class AsyncPushConsumer:
 
         Args:
             handler: Awaited with each message.
-            concurrency: Calls at a time; with more than one, the order of a queue is not kept.
+            concurrency: Calls at a time; with more than one, the order of a queue is kept only if
+                the consumer is `ordered`.
 
         Concurrency: cancelling it leaves the messages in hand unfinished.
         """

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dledger.codes import RequestCode
-from dledger.errors import DLedgerError, InvalidParameterError
+from dledger.errors import DLedgerError, InvalidParameterError, RequestTimeoutError
 from dledger.message import (
     Message,
     Property,
@@ -26,6 +28,10 @@ from dledger.message import (
 from dledger.model import MessageQueue
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import ReplyMessageHeader, SendMessageHeaderV2
+
+if TYPE_CHECKING:
+    from dledger.client.results import SendResult
+    from dledger.client.session import ClientSession
 
 logger = logging.getLogger(__name__)
 
@@ -147,3 +153,61 @@ def handle_push(requests: Requests | None, command: Command) -> DLedgerError | N
     except DLedgerError as error:
         return error
     return None
+
+
+class Question:
+    """One request and the wait for its answer."""
+
+    def __init__(self, session: ClientSession, message: Message, timeout_s: float) -> None:
+        if session.requests is None:
+            session.requests = Requests(session.client_id)
+        self._session = session
+        self._requests = session.requests
+        self._timeout_s = timeout_s
+        self._name, self._message = self._requests.open(message, timeout_s)
+
+    async def ask(
+        self, send: Callable[[Message], Awaitable[SendResult]], *, guess_queues: int
+    ) -> ReceivedMessage:
+        """Sends the question and returns the answer; once only.
+
+        Raises:
+            RequestTimeoutError: No answer in time.
+            Otherwise as `send`.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._be_known(guess_queues)
+                result = await send(self._message)
+                if result.attempts > 1:
+                    # Another leader, perhaps, who does not know us yet.
+                    await self._session.heartbeat_now()
+                return await self._requests.answer(self._name)
+        except TimeoutError:
+            text = f"no answer to {self._name} within {self._timeout_s} s"
+            raise RequestTimeoutError(text) from None
+        finally:
+            self._requests.close(self._name)
+
+    async def _be_known(self, guess_queues: int) -> None:
+        """Sees to it that the brokers of the topic know where to push answers to."""
+        route = await self._session.route(self._message.topic, guess_queues=guess_queues)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        for name in sorted({queue.broker_name for queue in route.publish_queues}):
+            await self._session.leader(name, deadline)
+        await self._session.heartbeat_now()
+
+
+async def send_reply(
+    session: ClientSession,
+    group: str,
+    request: ReceivedMessage,
+    body: bytes,
+    properties: dict[str, str],
+    now_ms: int,
+) -> None:
+    """Sends the answer to a request; see `AsyncProducer.reply`."""
+    queue = MessageQueue(reply_topic(request), request.broker_name, 0)
+    header = reply_header(request, group, queue, properties, now_ms)
+    await session.route(queue.topic)
+    await session.call_leader(queue.broker_name, RequestCode.SEND_REPLY_MESSAGE_V2, header, body)

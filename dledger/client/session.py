@@ -107,6 +107,8 @@ class ClientSession:
         self.requests: Requests | None = None  # set by who asks
         self._fetching: dict[str, asyncio.Task[TopicRoute]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        # What brokers ask of clients, by code; set by the parts that can answer.
+        self.request_handlers: dict[int, Callable[[ClientConnection, Command], None]] = {}
         self._route_listeners: list[Callable[[str], None]] = []
         self._started = False
         self._closed = False
@@ -509,6 +511,8 @@ class ClientSession:
                 connection.reply(command, ResponseCode.SYSTEM_ERROR, remark=str(error))
             else:
                 connection.reply(command)
+        elif (handler := self.request_handlers.get(command.code)) is not None:
+            handler(connection, command)
         elif not command.is_oneway:
             connection.reply(
                 command,

@@ -19,6 +19,7 @@ from dledger.client.config import (
     PushConsumerConfig,
 )
 from dledger.client.encoding import delayed
+from dledger.client.filters import Sql
 from dledger.client.group_reader import Delivery
 from dledger.client.producer import AsyncProducer
 from dledger.client.pull_consumer import AsyncPullConsumer
@@ -206,10 +207,11 @@ class PushConsumer:
         self,
         group: str,
         *,
-        subscriptions: Mapping[str, str],
+        subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
         message_model: MessageModel = MessageModel.CLUSTERING,
+        ordered: bool = False,
         config: PushConsumerConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing. See `AsyncPushConsumer`."""
@@ -220,6 +222,7 @@ class PushConsumer:
             nameserver=nameserver,
             consume_from=consume_from,
             message_model=message_model,
+            ordered=ordered,
             config=config,
         )
         self._reader = self._inner.reader
@@ -251,6 +254,7 @@ class PushConsumer:
             self._workers_idle.wait_for(
                 lambda: self._working == 0, self._inner.config.drain_timeout_s
             )
+        self._inner.handlers_outside = self._working
         self._loop.run(self._inner.close())
         self._loop.stop()
 
@@ -300,7 +304,8 @@ class PushConsumer:
 
         Args:
             handler: Called with each message, in the calling thread if `threads` is 1.
-            threads: Calls at a time; with more than one, the order of a queue is not kept.
+            threads: Calls at a time; with more than one, the order of a queue is kept only if the
+                consumer is `ordered`.
         """
         self._check_started()
         if threads < 1:

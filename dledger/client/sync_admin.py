@@ -10,7 +10,7 @@ from dledger.client.background import BackgroundLoop
 from dledger.client.config import AdminConfig
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.message import ReceivedMessage
-from dledger.model import GroupConfig, MessageQueue, TopicConfig
+from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, TopicConfig
 from dledger.remoting.bodies import ClusterInfo, ConnectionList
 
 
@@ -139,6 +139,27 @@ class Admin:
     def consumer_progress(self, group: str, topic: str = "") -> list[QueueProgress]:
         """Returns how far a consumer group has come in each queue."""
         return self._loop.run(self._inner.consumer_progress(group, topic))
+
+    def reset_offsets(
+        self,
+        group: str,
+        topic: str,
+        to: ConsumeFrom | int,
+        *,
+        queue: MessageQueue | None = None,
+    ) -> dict[MessageQueue, int]:
+        """Moves a consumer group. See `AsyncAdmin.reset_offsets`."""
+        return self._loop.run(self._inner.reset_offsets(group, topic, to, queue=queue))
+
+    def move_offset(self, group: str, queue: MessageQueue, offset: int) -> None:
+        """Moves a consumer group to an offset of one queue."""
+        self._loop.run(self._inner.move_offset(group, queue, offset))
+
+    def clone_offsets(
+        self, source: str, target: str, topic: str = "", *, offline: bool = True
+    ) -> None:
+        """Moves a consumer group to where another one is."""
+        self._loop.run(self._inner.clone_offsets(source, target, topic, offline=offline))
 
     def consumer_connections(self, group: str) -> ConnectionList | None:
         """Returns the members of a consumer group that are online."""

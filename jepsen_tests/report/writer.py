@@ -90,6 +90,8 @@ def command_line(options: RunOptions) -> list[str]:
     words += ["--nemesis", ",".join(options.nemeses) or "none", "--time", f"{options.time_s:g}"]
     words += ["--seed", str(options.seed), "--replicas", str(options.replicas)]
     words += ["--groups", str(options.groups), "--rate", f"{options.rate:g}"]
+    if options.nameserver:
+        words += ["--nameserver", options.nameserver]
     return words + (["--target", options.target] if options.target else [])
 
 

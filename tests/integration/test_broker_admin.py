@@ -417,7 +417,7 @@ def test_bad_heartbeats_are_refused(tmp_path, body):
 def test_subscriptions_are_checked_by_language(tmp_path):
     async def run():
         async with single_broker(tmp_path) as (_broker, client):
-            for kind, code in (("TAG", 0), ("SQL92", 1)):
+            for kind, code in (("TAG", 0), ("XPATH", 1)):
                 body = msgspec.json.encode(
                     {"clientId": "c", "group": "g", "subscriptionData": {"expressionType": kind}}
                 )

@@ -323,7 +323,7 @@ def test_permissions_hold(tmp_path):
             assert (await client.pull("readonly", queue_id=4)).code == 29
             assert (await client.pull("absent")).code == ResponseCode.TOPIC_NOT_EXIST
             assert (await client.pull("readonly", group="bad group")).code == 29
-            unsupported = await client.pull("readonly", expression_type="SQL92", expression="a=1")
+            unsupported = await client.pull("readonly", expression_type="XPATH", expression="a=1")
             assert unsupported.code == ResponseCode.SYSTEM_ERROR
             assert unsupported.ext["dlOutcome"] == "refused"
             bad = await client.pull("readonly", expression=" || ")

@@ -334,7 +334,7 @@ def test_the_examples_of_the_readme_run(
     cluster: LocalCluster, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLEDGER_NAMESERVER", cluster.nameserver)
-    plain, in_asyncio, later = python_blocks()
+    plain, in_asyncio, later, *_ = python_blocks()
     with Admin() as admin:
         admin.create_topic("tour", queue_count=4)
     exec(plain.replace("127.0.0.1:9876", cluster.nameserver), {})

@@ -7,8 +7,8 @@ from broker.filters import (
     TAGS_MAX,
     FilterNotSupportedError,
     SubscriptionParseError,
-    check_expression_type,
     check_subscription_size,
+    is_sql,
     parse_tag_expression,
     subscription_codes,
     tag_codes,
@@ -56,11 +56,12 @@ def test_the_expression_decides_and_codes_are_the_fallback():
     assert subscription_codes("", [], []) is None
 
 
-def test_only_tag_filters_are_supported():
-    check_expression_type("TAG")
-    check_expression_type("")
-    with pytest.raises(FilterNotSupportedError, match="SQL92"):
-        check_expression_type("SQL92")
+def test_there_are_two_filter_languages():
+    assert not is_sql("TAG")
+    assert not is_sql("")
+    assert is_sql("SQL92")
+    with pytest.raises(FilterNotSupportedError, match="XPATH"):
+        is_sql("XPATH")
 
 
 def test_large_subscriptions_are_refused():

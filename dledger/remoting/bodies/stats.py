@@ -1,4 +1,4 @@
-"""Tables by message queue: the bodies of 202 and 208.
+"""Tables by message queue: the bodies of 202, 208, 220 and 222.
 
 The original writes the queue itself, an object, as the key. We write that object's JSON as a
 quoted text, which its readers accept too, and read both.
@@ -66,6 +66,10 @@ class _TopicStatsWire(Struct, kw_only=True):
     put_tps: float = field(name="topicPutTps", default=0.0)
 
 
+class _OffsetTableWire(Struct, kw_only=True):
+    offsets: dict[str, int] = field(name="offsetTable", default_factory=dict)
+
+
 def encode_consume_stats(stats: ConsumeStats) -> bytes:
     """Returns the body that answers GET_CONSUME_STATS."""
     return msgspec.json.encode(
@@ -90,6 +94,16 @@ def decode_topic_stats(data: bytes) -> TopicStats:
     """Decodes the answer to GET_TOPIC_STATS_INFO."""
     wire = decode_json(data, _TopicStatsWire)
     return TopicStats(offsets=_keys_from_wire(wire.offsets), put_tps=wire.put_tps)
+
+
+def encode_offset_table(offsets: Mapping[MessageQueue, int]) -> bytes:
+    """Returns the body that answers INVOKE_BROKER_TO_RESET_OFFSET."""
+    return msgspec.json.encode(_OffsetTableWire(offsets=_keys_to_wire(offsets)))
+
+
+def decode_offset_table(data: bytes) -> dict[MessageQueue, int]:
+    """Decodes that answer, and the body of a RESET_CONSUMER_CLIENT_OFFSET."""
+    return _keys_from_wire(decode_json(data, _OffsetTableWire).offsets)
 
 
 def encode_queue_key(queue: MessageQueue) -> str:
