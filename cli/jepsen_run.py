@@ -141,10 +141,12 @@ def _show(result: RunResult, json_output: bool) -> None:
     if json_output:
         say_json(result.to_json())
         return
-    if result.verdict is not None:
-        say("\n".join(result.verdict.lines()))
+    shown = "\n".join(result.verdict.lines()) if result.verdict is not None else ""
+    if shown:
+        say(shown)
     for reason in result.reasons:
-        say(f"unknown because {reason}")
+        if reason not in shown:
+            say(f"unknown because {reason}")
     for name, reason in result.skipped.items():
         say(f"not done: {name} {reason}")
     for name, value in result.figures.items():

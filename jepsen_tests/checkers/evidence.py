@@ -79,11 +79,17 @@ def final_read_reasons(history: LogHistory) -> list[Reason]:
             continue
         nodes = {node for name, node in reads if name == queue.name}
         complete = {node for node in nodes if _covers(reads[queue.name, node])}
-        missing = [node for node in meta.nodes if node not in complete]
+        missing = [node for node in _owing(meta, queue.name) if node not in complete]
         if missing or not complete:
             text = f"{queue.name} was not read to its end from {', '.join(missing) or 'any node'}"
             reasons.append(Reason("no-final-read", text))
     return reasons
+
+
+def _owing(meta: Meta, queue: str) -> list[str]:
+    """Returns the nodes that hold a queue: those named after its broker, if any are, else all."""
+    broker = queue.partition("@")[2].rpartition("/")[0]
+    return [node for node in meta.nodes if node.rpartition("-")[0] == broker] or meta.nodes
 
 
 def _covers(reads: list[FinalRead]) -> bool:

@@ -78,7 +78,7 @@ class Wire:
         return int(answer.ext["offset"])
 
     async def pull(self, node: str, topic: str, queue_id: int, start: int, count: int) -> Pulled:
-        """Reads what a replica has applied."""
+        """Reads what this very replica has applied; it may not have another one answer."""
         header = PullMessageHeader(
             consumer_group=self._group,
             topic=topic,
@@ -92,8 +92,9 @@ class Wire:
             subscription="*",
         )
         address = self.replicas[node]
+        ext = {**to_ext(header), EXT_NO_FORWARD: "1"}
         answer = await self._client.request(
-            address, RequestCode.PULL_MESSAGE, to_ext(header), timeout_s=self._timeout_s
+            address, RequestCode.PULL_MESSAGE, ext, timeout_s=self._timeout_s
         )
         if answer.code not in _PULL_ANSWERS:
             raise response_error(answer, address)

@@ -287,7 +287,14 @@ REJECTED = [
         {"properties": {"a": "b" * 32_700}}, ResponseCode.MESSAGE_ILLEGAL, id="properties length"
     ),
     pytest.param({"properties": {"DELAY": "x"}}, ResponseCode.MESSAGE_ILLEGAL, id="delay"),
-    pytest.param({"sys_flag": 4}, ResponseCode.NO_PERMISSION, id="transaction"),
+    pytest.param(
+        {"sys_flag": 4, "batch": True}, ResponseCode.NO_PERMISSION, id="batch in a transaction"
+    ),
+    pytest.param(
+        {"sys_flag": 4, "properties": {"CHECK_IMMUNITY_TIME_IN_SECONDS": "soon"}},
+        ResponseCode.MESSAGE_ILLEGAL,
+        id="transaction's immunity",
+    ),
     pytest.param({"batch": True, "body": b"torn"}, ResponseCode.MESSAGE_ILLEGAL, id="torn batch"),
     pytest.param({"batch": True, "body": b""}, ResponseCode.MESSAGE_ILLEGAL, id="empty batch"),
     pytest.param({"ext": {"e": "many"}}, ResponseCode.INVALID_PARAMETER, id="not a number"),
