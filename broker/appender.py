@@ -52,6 +52,9 @@ __all__ = ["Appender", "AppenderConfig", "AppenderStatistics", "EncodedMessage"]
 
 _logger = logging.getLogger(__name__)
 
+# (result of the command, None) or (None, error)
+ProposalCallback = Callable[[object, DLedgerError | None], None]
+
 # How long a repetition waits whose first attempt nobody waits for any more: without a pause its
 # producer would ask again at once.
 _RECHECK_S = 0.5
@@ -149,19 +152,27 @@ class AppliedState(Protocol):
 class _Gathering:
     """One command being gathered, then proposed. Satisfies `StampedCommand`."""
 
-    __slots__ = ("_owner", "builder", "requests", "riders", "size_bytes")
+    __slots__ = ("_owner", "builder", "prefix", "requests", "riders", "size_bytes", "whole")
 
-    def __init__(self, owner: Appender, limits: LaneLimits) -> None:
+    def __init__(
+        self,
+        owner: Appender,
+        limits: LaneLimits,
+        prefix: bytes = b"",
+        whole: ProposalCallback | None = None,
+    ) -> None:
         self._owner = owner
         self.builder = MessagesBuilder(limits)
-        self.size_bytes = self.builder.size_bytes
+        self.prefix = prefix  # another command, of which the messages are a part
+        self.whole = whole  # called back instead of each request's own callback
+        self.size_bytes = len(prefix) + self.builder.size_bytes
         self.requests: list[AppendRequest] = []
         self.riders: list[tuple[Rider, Part, int]] = []
 
     def add(self, request: AppendRequest, queue_id: int, rider: Rider | None) -> None:
         """Adds the messages of a request."""
         self.builder.add(request.topic.topic_id, queue_id, request.part)
-        self.size_bytes = self.builder.size_bytes
+        self.size_bytes = len(self.prefix) + self.builder.size_bytes
         if rider is not None:
             self.riders.append((rider, request.part, request.topic.topic_id))
             self.size_bytes += riders.prefix_bytes(self.riders)
@@ -170,13 +181,17 @@ class _Gathering:
     def encode(self, body_offset: int) -> bytearray:
         """Returns the command for its place in the log; called once."""
         if not self.riders:
-            return self._owner._encode(self.builder, body_offset)[0]
+            start = len(self.prefix)
+            messages = self._owner._encode(self.builder, body_offset + start)[0]
+            return bytearray(self.prefix) + messages if start else messages
         start = riders.prefix_bytes(self.riders)
         messages, time_ms = self._owner._encode(self.builder, body_offset + start)
         return bytearray().join((riders.encode_prefix(self.riders, time_ms), messages))
 
     def takes(self, rider: Rider | None) -> bool:
         """Whether a request with this rider, or with none, may join."""
+        if self.whole is not None:
+            return False
         if rider is None:
             return not self.riders
         return 0 < len(self.riders) < riders.RIDERS_MAX
@@ -298,6 +313,47 @@ class Appender:
         self._pending_bytes += gathering.size_bytes - before
         self._schedule_flush()
         return False
+
+    def append_within(
+        self,
+        prefix: bytes,
+        items: Sequence[tuple[TopicConfig, int, Sequence[EncodedMessage]]],
+        callback: ProposalCallback,
+    ) -> None:
+        """Proposes messages as part of another command: an entry of its own.
+
+        Args:
+            prefix: What stands before the MESSAGES command in the entry.
+            items: Topic, queue id and messages.
+            callback: Called once, later, with the command's result or an error.
+
+        Raises, with nothing accepted and no callback to come: as `append`.
+
+        Queue offsets are given as for `append`, when the entry gets its place. So the command
+        must store all of its messages, or none ever again in the term: whoever proposes sees to
+        it that the condition which the prefix sets will hold.
+        """
+        if self._serving_term is None:
+            raise NotLeaderError(self._raft.leader_id, self._raft.term)
+        config = self._config
+        gathering = _Gathering(self, config.lanes, prefix, callback)
+        for topic, queue_id, messages in items:
+            part = Part(topic.topic_id, messages)
+            gathering.add(AppendRequest(part, topic, queue_id, _nothing), queue_id, None)
+        size = gathering.size_bytes
+        if size > config.request_bytes_max:
+            raise MessageRejectedError(
+                f"a command of {size} bytes exceeds appender.request_bytes_max = "
+                f"{config.request_bytes_max}"
+            )
+        if self._pending_bytes + size > config.pending_bytes_max:
+            raise FlowControlError(
+                f"appender.pending_bytes_max = {config.pending_bytes_max} is reached: "
+                f"{self._pending_bytes} bytes wait for a majority"
+            )
+        self._waiting.append(gathering)
+        self._pending_bytes += size
+        self._schedule_flush()
 
     # --- leadership -------------------------------------------------------------------------
 
@@ -431,6 +487,11 @@ class Appender:
     # --- answering --------------------------------------------------------------------------
 
     def _answer(self, gathering: _Gathering, result: object, error: DLedgerError | None) -> None:
+        if gathering.whole is not None:
+            if error is None:
+                self._under_way.applied()
+            _call_whole(gathering.whole, result, error)
+            return
         missing: tuple[int, ...] = ()
         if error is None:
             invariant(
@@ -451,3 +512,16 @@ class Appender:
             self._pending_bytes -= gathering.size_bytes
             error = NotLeaderError(self._raft.leader_id, self._raft.term)
             self._answer(gathering, None, error)
+
+
+def _call_whole(callback: ProposalCallback, result: object, error: DLedgerError | None) -> None:
+    try:
+        callback(result, error)
+    except InvariantError:
+        raise
+    except Exception:
+        _logger.exception("proposal callback failed")
+
+
+def _nothing(first: int, offsets: list[int], error: DLedgerError | None) -> None:
+    """The callback of a part of a larger command, which is called back as a whole."""

@@ -41,9 +41,9 @@ class CommandType(IntEnum):
     PUT_GROUP = 0x13
     DELETE_GROUP = 0x14
     COMMIT_OFFSETS = 0x15
-    TRIM_QUEUES = 0x20
-    TRIM_LOG = 0x21
-    DIGEST = 0x22
+    TRIM_QUEUES = 0x40
+    TRIM_LOG = 0x41
+    DIGEST = 0x42
 
 
 class PutTopic(msgspec.Struct, frozen=True, array_like=True):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from broker.delay_rules import DEFAULT_LEVELS, parse_levels
 from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.config import load_config
 from dledger.errors import ConfigError
@@ -197,6 +198,31 @@ class TimingSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimersSection:
+    """Delayed messages.
+
+    Attributes:
+        delay_levels: *group*. Delays of levels 1, 2, …: numbers with a unit of s, m, h or d.
+        delay_max_s: *group*. Longest delay that is not a level.
+        pending_max: Messages that may wait at once; more are refused.
+        pending_bytes_max: The room they may take in the state.
+        recall_enable: Whether a waiting message may be taken back.
+    """
+
+    delay_levels: str = DEFAULT_LEVELS
+    delay_max_s: int = 45 * 86_400
+    pending_max: int = 10_000_000
+    pending_bytes_max: int = 16 * 1024**3
+    recall_enable: bool = True
+
+    def __post_init__(self) -> None:
+        parse_levels(self.delay_levels)
+        _between("delay_max_s", self.delay_max_s, 1, 400 * 86_400)
+        _at_least("pending_max", self.pending_max, 0)
+        _at_least("pending_bytes_max", self.pending_bytes_max, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransactionsSection:
     """When producers are asked about transactions that they have not ended.
 
@@ -267,6 +293,7 @@ class BrokerConfig:
     raft: RaftConfig = field(default_factory=RaftConfig)
     limits: LimitsSection = field(default_factory=LimitsSection)
     timing: TimingSection = field(default_factory=TimingSection)
+    timers: TimersSection = field(default_factory=TimersSection)
     transactions: TransactionsSection = field(default_factory=TransactionsSection)
     idempotence: LaneLimits = field(default_factory=LaneLimits)
 

@@ -243,6 +243,19 @@ class ClientRegistry:
         """Returns the group's producers in the order in which they came."""
         return [member.identity for member in self._producers.get(group, {}).values()]
 
+    def producer_connection_id(self, client_id: str) -> int | None:
+        """Returns the newest connection of a client that is a producer of any group.
+
+        Cost: a look at all producers.
+        """
+        found = [
+            number
+            for members in self._producers.values()
+            for number, member in members.items()
+            if member.identity.client_id == client_id
+        ]
+        return max(found, default=None)
+
     def subscription(self, group: str, topic: str) -> Subscription | None:
         """Returns what a group wants of a topic."""
         entry = self._consumers.get(group)

@@ -4,8 +4,8 @@ Properties: the broker adds CLUSTER, MSG_REGION, TRACE_ON and, where the client 
 and removes POP_CK, which would be taken for a receipt of its own. The stored string ends in 0x02,
 which clients may leave out.
 
-Source: RocketMQ `SendMessageProcessor`, `MessageExtEncoder`. We differ: delayed messages are
-refused as long as this broker cannot keep their promise, rather than delivered at once.
+Source: RocketMQ `SendMessageProcessor`, `MessageExtEncoder`. We differ: delayed messages in a batch
+are refused, as this broker cannot keep their promise, rather than delivered at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from broker.delay_rules import is_delayed
 from broker.messages_command import EncodedMessage
 from dledger.codes import MESSAGE_BODY_BYTES_MAX, PROPERTIES_BYTES_MAX, MessageFlag
 from dledger.errors import InvalidParameterError, MessageRejectedError, PermissionDeniedError
@@ -32,7 +33,6 @@ STORED_BYTES_MAX = 5 * 1024 * 1024
 
 _TRANSACTION_BITS = int(MessageFlag.TRANSACTION_ROLLBACK)
 _PREPARED = int(MessageFlag.TRANSACTION_PREPARED)
-_DELAY_NAMES = (b"DELAY", b"TIMER_DELAY_SEC", b"TIMER_DELAY_MS", b"TIMER_DELIVER_MS")
 _TAGS, _KEYS, _UNIQUE_KEY = b"TAGS", b"KEYS", b"UNIQ_KEY"
 _TAG_HASHES_MAX = 4096
 
@@ -121,6 +121,8 @@ class MessageIntake:
                 raise MessageRejectedError(
                     f"message body of {len(piece)} bytes exceeds {MESSAGE_BODY_BYTES_MAX}"
                 )
+            if is_batch and is_delayed(raw):
+                raise MessageRejectedError("delayed messages in a batch are not supported")
             properties, unique_key = self._complete(raw)
             record = encode_stored(
                 topic=topic_raw,
@@ -180,8 +182,6 @@ class MessageIntake:
         """
         if raw and raw[-1] != 2:
             raw += b"\x02"
-        if b"DELAY" in raw or b"TIMER_DELIVER" in raw:
-            _refuse_delay(raw)
         if (
             b"CLUSTER\x01" in raw
             or b"MSG_REGION\x01" in raw
@@ -219,14 +219,6 @@ class MessageIntake:
                 self._tag_hashes.clear()
             known = self._tag_hashes[tags] = java_hash(str(tags, "utf-8", "replace"))
         return known
-
-
-def _refuse_delay(raw: bytes) -> None:
-    for name in _DELAY_NAMES:
-        value = get_property(raw, name)
-        if value is not None and value.strip() not in (b"0", b"-1"):
-            text = f"delayed messages are not supported by this broker: {name.decode()} is set"
-            raise MessageRejectedError(text)
 
 
 def _without_broker_names(raw: bytes) -> bytes:

@@ -5,8 +5,8 @@ are missing as soon as it serves. Until then, and for good measure always, a reg
 them from here, so that a route for the template topic exists from the first registration on.
 
 Source: RocketMQ `TopicValidator`, `MixAll`, `TopicConfigManager`. We differ: topics of features
-that this broker does not have yet (delays, traces) are reserved but not created, and those of
-transactions are created with the first one.
+that this broker does not have yet (traces) are reserved but not created, and those of transactions
+are created with the first one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from dledger.codes import AUTO_CREATE_TOPIC, DEAD_LETTER_PREFIX, RETRY_PREFIX, P
 from dledger.model import TopicConfig
 
 SCHEDULE_TOPIC = "SCHEDULE_TOPIC_XXXX"
+TIMER_TOPIC = "rmq_sys_wheel_timer"
 SELF_TEST_TOPIC = "SELF_TEST_TOPIC"
 OFFSET_MOVED_TOPIC = "OFFSET_MOVED_EVENT"
 BENCHMARK_TOPIC = "BenchmarkTest"
+DELAY_LEVELS = 18  # queues of the schedule topic
 SYSTEM_TOPIC_PREFIX = "rmq_sys_"
 SYSTEM_GROUP_PREFIX = "CID_RMQ_SYS_"
 
@@ -25,6 +27,7 @@ SYSTEM_GROUP_PREFIX = "CID_RMQ_SYS_"
 FORBIDDEN_SEND_TOPICS = frozenset(
     {
         SCHEDULE_TOPIC,
+        TIMER_TOPIC,
         "RMQ_SYS_TRANS_HALF_TOPIC",
         "RMQ_SYS_TRANS_OP_HALF_TOPIC",
         "TRANS_CHECK_MAX_TIME_TOPIC",
@@ -75,6 +78,8 @@ def system_topics(
         _topic(SELF_TEST_TOPIC, 1),
         _topic(OFFSET_MOVED_TOPIC, 1),
         _topic(BENCHMARK_TOPIC, 1024),
+        *parking_topics(),
+        _topic(reply_topic(cluster_name), 1),
         _topic(broker_name, 1, everything),
     ]
     if cluster_name != broker_name:
@@ -82,6 +87,26 @@ def system_topics(
     if auto_create:
         topics.append(_topic(AUTO_CREATE_TOPIC, template_queue_count, everything))
     return topics
+
+
+def reply_topic(cluster_name: str) -> str:
+    """Returns the topic to which answers to requests are sent; none is stored there."""
+    return f"{cluster_name}_REPLY_TOPIC"
+
+
+def parking_topics() -> list[TopicConfig]:
+    """Returns the topics in which delayed messages wait: a queue per delay level; all others."""
+    return [_topic(SCHEDULE_TOPIC, DELAY_LEVELS), _topic(TIMER_TOPIC, 1)]
+
+
+def dead_letter_topic(group: str) -> str:
+    """Returns the name of the topic of a group's dead letters."""
+    return DEAD_LETTER_PREFIX + group
+
+
+def dead_letter_topic_config(group: str) -> TopicConfig:
+    """Returns the topic of a group's dead letters."""
+    return _topic(dead_letter_topic(group), 1)
 
 
 def is_system_topic(name: str, *, cluster_name: str, broker_name: str) -> bool:

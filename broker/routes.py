@@ -13,9 +13,12 @@ from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.recall import RecallProcessor
 from broker.processors.replicas import ReplicaProcessor
+from broker.processors.reply import ReplyProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
+from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from dledger.codes import RequestCode as Code
@@ -26,6 +29,9 @@ class Processors:
     """One of each family."""
 
     send: SendProcessor
+    send_back: SendBackProcessor
+    recall: RecallProcessor
+    reply: ReplyProcessor
     pull: PullProcessor
     offsets: OffsetProcessor
     clients: ClientProcessor
@@ -53,6 +59,10 @@ def make_routes(
         Code.SEND_MESSAGE: p.send.send,
         Code.SEND_MESSAGE_V2: p.send.send,
         Code.SEND_BATCH_MESSAGE: p.send.send,
+        Code.CONSUMER_SEND_MESSAGE_BACK: p.send_back.send_back,
+        Code.RECALL_MESSAGE: p.recall.recall,
+        Code.SEND_REPLY_MESSAGE: background(p.reply.reply),
+        Code.SEND_REPLY_MESSAGE_V2: background(p.reply.reply),
         Code.QUERY_CONSUMER_OFFSET: background(p.offsets.query_consumer_offset),
         Code.UPDATE_CONSUMER_OFFSET: p.offsets.update_consumer_offset,
         Code.SEARCH_OFFSET_BY_TIMESTAMP: p.offsets.search_by_time,

@@ -17,6 +17,7 @@ from broker.commands import encode_digest
 from broker.config import BrokerConfig, parse_address
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
+from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
@@ -35,9 +36,12 @@ from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
+from broker.processors.recall import RecallProcessor
 from broker.processors.replicas import ReplicaProcessor
+from broker.processors.reply import ReplyProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
+from broker.processors.send_back import SendBackProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
@@ -46,6 +50,7 @@ from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
+from broker.timers import TimerDelivery
 from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
 from dledger.codes import ResponseCode
@@ -83,6 +88,7 @@ class _Parts:
     pulls: PullProcessor
     clients: ClientProcessor
     registrar: Registrar
+    timers: TimerDelivery
     transactions: TransactionService
 
     @property
@@ -248,6 +254,7 @@ class Broker:
             await parts.registrar.stop(UNREGISTER_S)
         parts.pulls.close()
         parts.commits.close()
+        parts.timers.close()
         parts.clients.close()
         await self._server.stop(self.config.timing.drain_s if is_healthy else 0)
         await parts.raft.stop()
@@ -426,15 +433,30 @@ class Broker:
         )
         clients = ClientProcessor(context, catalog)
         transactions = TransactionService(context, catalog, intake, clients, store_host=store_host)
+        timers = TimerDelivery(
+            store, raft, context.appender, context.clock, on_fatal=self._on_fatal
+        )
+        delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
         processors = routes.Processors(
             send=SendProcessor(
                 context,
                 catalog,
                 intake,
+                delays,
                 transactions,
                 store_host=store_host,
                 redirect=dispatcher.redirect,
             ),
+            send_back=SendBackProcessor(
+                context,
+                catalog,
+                reader,
+                delays,
+                store_host=store_host,
+                redirect=dispatcher.redirect,
+            ),
+            recall=RecallProcessor(context, timers),
+            reply=ReplyProcessor(context, clients),
             pull=PullProcessor(context, catalog, offsets.commit_from_pull, resets.pending),
             offsets=offsets,
             clients=clients,
@@ -449,7 +471,7 @@ class Broker:
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (lock_clock, transactions, forwarder, registrar, self):
+        for listener in (lock_clock, transactions, forwarder, registrar, timers, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -464,6 +486,7 @@ class Broker:
             pulls=processors.pull,
             clients=processors.clients,
             registrar=registrar,
+            timers=timers,
             transactions=transactions,
         )
 
@@ -515,6 +538,8 @@ class Broker:
         if effects.checkpoint is not None:
             # Not from within an apply.
             asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
+        if effects.timers_due_ms is not None:
+            parts.timers.parked(effects.timers_due_ms)
         if effects.resets or effects.topics or effects.groups:
             parts.pulls.queues_reset(effects.resets)
         if effects.topics:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple, Protocol, assert_never
 
+from broker import timers_command
 from broker.commands import (
     RAFT_TYPES_END,
     CheckDigest,
@@ -85,8 +86,9 @@ class AppliedEffects:
         topics: Names of topics created, changed or deleted.
         groups: Names of groups created, changed or deleted.
         offsets_stored: How many consumer offsets were stored.
-        runs: Of the newest command with messages: topic id, queue id and the queue's new maximum.
+        runs: Of the newest entry: topic id, queue id and new maximum of each queue it wrote.
         checkpoint: Log index and digest of the newest checkpoint passed, if one was.
+        timers_due_ms: When the first of the timers that were added is due, None if none was.
         resets: (topic id, queue id) of queues in which a group was moved.
     """
 
@@ -96,6 +98,7 @@ class AppliedEffects:
     offsets_stored: int = 0
     checkpoint: tuple[int, bytes] | None = None
     runs: list[tuple[int, int, int | None]] = field(default_factory=list)
+    timers_due_ms: int | None = None
     resets: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -173,6 +176,7 @@ class BrokerStateMachine:
                     applied_term=term,
                 )
                 index, term = entry.index, entry.term
+                effects.runs = []
                 result = _apply_body(batch, index, entry.body, effects)
                 results.append(result)
                 self._digest(batch, entry, result, effects)
@@ -197,9 +201,7 @@ class BrokerStateMachine:
         a state that differs shows itself soon, at the cost of hashing some hundred bytes an entry.
         """
         if entry.body[0] >= RAFT_TYPES_END:
-            has_messages = entry.body[0] in (CommandType.MESSAGES, MESSAGES_WITH_RIDERS)
-            runs = effects.runs if has_messages else ()
-            done = repr((entry.index, entry.term, _summary(result), runs)).encode()
+            done = repr((entry.index, entry.term, _summary(result), effects.runs)).encode()
             hasher = hashlib.blake2b(batch.digest, digest_size=keys.DIGEST_BYTES)
             hasher.update(done)
             batch.set_digest(hasher.digest())
@@ -233,6 +235,8 @@ def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEff
         return _apply_messages(batch, index, body, effects)
     if type_ < RAFT_TYPES_END:
         return None
+    if timers_command.is_timer_command(type_):
+        return timers_command.apply(batch, index, body, effects, _apply_messages)
     if type_ == MESSAGES_WITH_RIDERS:
         riders, messages = decode_riders(body)
         applied = _apply_messages(batch, index, messages, effects)
@@ -250,8 +254,9 @@ def _apply_messages(
 ) -> MessagesApplied:
     command = decode_messages(body)
     missing: list[int] = []
-    effects.runs = []
-    for topic_id, queue_id, first_queue_offset, units in command.runs:
+    parking = timers_command.parking_topic_ids(batch)
+    for run in command.runs:
+        topic_id, queue_id, first_queue_offset, units = run
         offset_max = batch.append_units(topic_id, queue_id, first_queue_offset, units)
         effects.runs.append((topic_id, queue_id, offset_max))
         if offset_max is None:
@@ -259,6 +264,8 @@ def _apply_messages(
             missing.append(topic_id)
         else:
             effects.queues[topic_id, queue_id] = offset_max
+            if topic_id in parking:
+                timers_command.apply_parked(batch, run, command, effects)
     for group in command.key_groups:
         records = _without_topics(group, set(missing)) if missing else group.records
         batch.put_keys(group.key_bytes, records)

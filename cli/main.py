@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import consumer, group, jepsen, lifecycle, message, topic
+from cli import consumer, dlq, group, jepsen, lifecycle, message, topic
 from cli.console import say
 from cli.consume import consume
 from cli.demo import demo
@@ -43,6 +43,7 @@ app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
 app.add_typer(message.app, name="message")
+app.add_typer(dlq.app, name="dlq")
 app.add_typer(nameserver_app, name="nameserver")
 app.add_typer(broker_app, name="broker")
 app.add_typer(jepsen.app, name="jepsen")

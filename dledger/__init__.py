@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     )
     from dledger.errors import DLedgerError
     from dledger.message import Message, ReceivedMessage
-    from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, SendStatus, TopicConfig
+    from dledger.model import (
+        ConsumeFrom,
+        GroupConfig,
+        MessageModel,
+        MessageQueue,
+        SendStatus,
+        TopicConfig,
+    )
 
 __all__ = [
     "Admin",
@@ -54,6 +61,7 @@ __all__ = [
     "DLedgerError",
     "GroupConfig",
     "Message",
+    "MessageModel",
     "MessageQueue",
     "Producer",
     "ProducerConfig",
@@ -107,7 +115,14 @@ _HOMES = {
     ),
     "dledger.errors": ("DLedgerError",),
     "dledger.message": ("Message", "ReceivedMessage"),
-    "dledger.model": ("ConsumeFrom", "GroupConfig", "MessageQueue", "SendStatus", "TopicConfig"),
+    "dledger.model": (
+        "ConsumeFrom",
+        "GroupConfig",
+        "MessageModel",
+        "MessageQueue",
+        "SendStatus",
+        "TopicConfig",
+    ),
 }
 
 

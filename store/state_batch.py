@@ -24,6 +24,7 @@ import msgspec
 from dledger.errors import invariant
 from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
+from store import timer_table
 from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
 from store.producer_lanes import LaneChanges, LaneLimits, Lanes, SendRecord
 from store.state_rows import ROW_DATABASES, RowChanges
@@ -38,6 +39,7 @@ DATABASE_NAMES: Final = (
     "key_index",
     "producer_lanes",
     "garbage",
+    *timer_table.DATABASE_NAMES,
     *ROW_DATABASES,
 )
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
@@ -115,6 +117,7 @@ class WriteBatch:
         self._index_records: list[tuple[int, Buffer]] = []
         self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
+        self.timers = timer_table.TimerChanges(environment)
         self.rows = RowChanges(environment)
 
     # --- topics and groups ------------------------------------------------------------------
@@ -356,6 +359,7 @@ class WriteBatch:
         estimate = self._bytes_estimate + _NAME_ROOM_BYTES * (8 + small)
         # Producer ids are random: each lane touches a page of its own.
         estimate += 256 * len(self._offsets) + _NAME_ROOM_BYTES * len(self._lanes.changed)
+        estimate += self.timers.bytes_estimate
         estimate += self.rows.bytes_estimate
         new_bounds = self._new_bounds()
         tables = self._tables
@@ -420,6 +424,7 @@ class WriteBatch:
         for key_bytes, records in self._index_records:
             records_of = Struct(f"{key_bytes}s{keys.KEY_VALUE_BYTES}s").iter_unpack(records)
             transaction.cursor(databases["key_index"]).putmulti(records_of)
+        self.timers.execute(transaction)
         if self._offsets:
             offsets = sorted(self._offsets.items())
             transaction.cursor(databases["consumer_offsets"]).putmulti(offsets)

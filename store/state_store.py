@@ -40,6 +40,7 @@ from store.producer_lanes import LANE_KEY, LaneBatch, Repeated, find_batch, load
 from store.snapshots import replace_data_file
 from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
 from store.state_rows import RowReader
+from store.timer_table import TimerReader
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class StateStore:
         self.rows = RowReader(environment)
         # Invariant: equal to what the last committed transaction holds.
         self._tables = _load_tables(environment)
+        self.timers = TimerReader(environment)
 
     @classmethod
     def open(

@@ -33,7 +33,7 @@ def test_readme_names_only_commands_that_exist() -> None:
     runner = CliRunner()
     commands = set(COMMAND.findall((ROOT / "README.md").read_text()))
     assert ("topic", "create|list|show|delete") in commands
-    groups = {"topic", "consumer", "message", "nameserver", "broker"}
+    groups = {"topic", "consumer", "message", "dlq", "nameserver", "broker"}
     for command, subcommands in commands:
         for subcommand in subcommands.split("|") if command in groups else [""]:
             words = [command, subcommand] if subcommand else [command]

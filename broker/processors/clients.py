@@ -188,6 +188,11 @@ class ClientProcessor:
         body = ConnectionList(connections=_connections(members))
         connection.reply(command, body=encode_connection_list(body))
 
+    def connection_of_producer(self, client_id: str) -> Connection | None:
+        """Returns the connection over which a producer says that it is here."""
+        number = self._context.clients.producer_connection_id(client_id)
+        return None if number is None else self._connections.get(number)
+
     def ask_producer(
         self, group: str, code: RequestCode, ext: dict[str, object], body: bytes
     ) -> bool:

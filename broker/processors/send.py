@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from broker import names
+from broker import names, retries
 from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
+from broker.delays import Delays, identity_of_parked, parked
 from broker.forwarding import EXT_BORN_HOST
 from broker.half_messages import is_half
 from broker.intake import MessageIntake
 from broker.messages_command import SendIdentity
 from broker.transaction_service import TransactionService
 from dledger.codes import (
+    DEAD_LETTER_PREFIX,
     EXT_DEDUPLICATED,
     EXT_PRODUCER_ID,
     EXT_SEQUENCE,
+    RETRY_PREFIX,
     Permission,
     RequestCode,
 )
@@ -56,6 +59,7 @@ class SendProcessor:
         context: BrokerContext,
         catalog: Catalog,
         intake: MessageIntake,
+        delays: Delays,
         transactions: TransactionService,
         *,
         store_host: bytes,
@@ -67,6 +71,7 @@ class SendProcessor:
             context: The broker's parts.
             catalog: Topics and groups.
             intake: Encodes messages.
+            delays: Where delayed messages wait.
             transactions: Takes half messages.
             store_host: Packed address in message ids.
             redirect: Takes a request that had no effect because this replica stopped leading.
@@ -74,6 +79,7 @@ class SendProcessor:
         self._context = context
         self._catalog = catalog
         self._intake = intake
+        self._delays = delays
         self._transactions = transactions
         self._store_host = store_host
         self._redirect = redirect
@@ -91,6 +97,8 @@ class SendProcessor:
         else:
             header = command.header(SendMessageHeaderV2)
         self._context.gate.check()
+        if header.topic.startswith(RETRY_PREFIX):
+            self._divert_dead(header)
         name = header.topic
         if name in names.FORBIDDEN_SEND_TOPICS:
             raise PermissionDeniedError(f"sending to topic {name} is forbidden")
@@ -127,14 +135,25 @@ class SendProcessor:
         if not is_batch and is_half(header.sys_flag, header.properties):
             self._open(connection, command, header, topic, queue_id)
             return
+        parking = None
+        if not is_batch:
+            parking = self._delays.plan(header.properties, topic=topic.name, queue_id=queue_id)
+        place, place_queue = topic, queue_id
+        if parking is not None:
+            place, place_queue = self._delays.topic_of(parking), parking.queue_id
+            header.properties = parking.properties
+            if identity is not None:
+                identity = identity_of_parked(identity, topic.topic_id, queue_id)
         intake = self._intake.encode(
             header,
             command.body,
-            topic=topic.name,
-            queue_id=queue_id,
+            topic=place.name,
+            queue_id=place_queue,
             born_host=_born_host(connection, command),
             is_batch=is_batch,
         )
+        if parking is not None:
+            intake = parked(intake, parking)
         counters = self._context.counters
         count = len(intake.messages)
         store_host = self._store_host
@@ -160,12 +179,28 @@ class SendProcessor:
                 ext["transactionId"] = intake.unique_key
             if identity is not None:
                 ext[EXT_DEDUPLICATED] = "1" if repeats else "0"
+            if parking is not None:
+                ext["recallHandle"] = self._delays.recall_handle(
+                    topic.name, parking, intake.unique_key
+                )
             connection.reply(command, 0, ext)
 
         # Set before the callback: that always comes later.
         repeats = self._context.appender.append(
-            topic, queue_id, intake.messages, appended, identity
+            place, place_queue, intake.messages, appended, identity
         )
+
+    def _divert_dead(self, header: _Header) -> None:
+        """Sends a message that was tried too often to the dead letters of its group."""
+        group = self._context.store.group(header.topic[len(RETRY_PREFIX) :])
+        if group is not None and retries.is_beyond_retries(
+            group,
+            reconsume_times=header.reconsume_times,
+            reconsume_max=header.max_reconsume_times,
+        ):
+            header.topic = names.dead_letter_topic(group.name)
+            header.queue_id = 0
+            header.properties = retries.without_delay(header.properties)
 
     def _open(
         self,
@@ -237,6 +272,11 @@ class SendProcessor:
             if config is None:
                 raise GroupNotFoundError(f"subscription group {group} does not exist")
             return names.retry_topic_config(group, config.retry_queue_count)
+        if names.is_dead_letter_topic(name):
+            group = name[len(DEAD_LETTER_PREFIX) :]
+            if self._context.store.group(group) is None:
+                raise GroupNotFoundError(f"subscription group {group} does not exist")
+            return names.dead_letter_topic_config(group)
         template = self._catalog.template(header.default_topic)
         settings = self._context.config
         if template is None or names.is_system_topic(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from dledger.client.config import AdminConfig, nameserver_addresses
+from dledger.client.dead_letters import DeadLetters
 from dledger.client.offsets import Offsets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
@@ -111,6 +112,10 @@ class AsyncAdmin:
     ) -> None:
         """Closes."""
         await self.close()
+
+    def dead_letters(self) -> DeadLetters:
+        """Returns what looks at dead letters and replays them."""
+        return DeadLetters(self._session)
 
     # --- topics -------------------------------------------------------------------------------
 

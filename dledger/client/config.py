@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.errors import ConfigError
@@ -179,10 +180,16 @@ class PushConsumerConfig:
         commit_interval_s: How often processed offsets are committed.
         rebalance_interval_s: How often queues are shared out without a reason to.
         drain_timeout_s: How long `close` waits for handlers under way.
-        redelivery_min_s, redelivery_max_s: Pause before a message whose handler failed comes again:
-            doubled with every failure.
+        failed_messages: `broker`: a message whose handler failed goes back to the broker, comes
+            again after its delay levels and ends among the dead letters. `local`: it stays here
+            and holds the group's offset back until it succeeds.
+        reconsume_max: Failures after which a message is a dead letter; `None`: as the group says.
+        redelivery_min_s, redelivery_max_s: Pause before a message that stays here, by choice or
+            because its broker does not answer, comes again: doubled with every failure.
         strategy: `AVG` or `AVG_BY_CIRCLE`; the same for all members of the group.
         consume_timestamp_ms: Where `ConsumeFrom.TIMESTAMP` begins, in ms since the epoch.
+        offset_directory: Where a broadcasting consumer keeps its offsets; `~/.dledger/offsets` if
+            empty.
         lock_renew_s: Ordered only: how often locks are renewed.
         lock_valid_s: Ordered only: how long an own lock counts after its renewal was asked for;
             well below the 60 s after which brokers give it to another.
@@ -196,10 +203,13 @@ class PushConsumerConfig:
     commit_interval_s: float = 5.0
     rebalance_interval_s: float = 20.0
     drain_timeout_s: float = 10.0
+    failed_messages: Literal["broker", "local"] = "broker"
+    reconsume_max: int | None = None
     redelivery_min_s: float = 1.0
     redelivery_max_s: float = 30.0
     strategy: str = "AVG"
     consume_timestamp_ms: int = 0
+    offset_directory: str = ""
     lock_renew_s: float = 20.0
     lock_valid_s: float = 30.0
     session: SessionConfig = field(default_factory=SessionConfig)
@@ -223,6 +233,18 @@ class PushConsumerConfig:
             self.redelivery_max_s,
             self.redelivery_max_s >= self.redelivery_min_s,
             "must not be below redelivery_min_s",
+        )
+        _require(
+            "failed_messages",
+            self.failed_messages,
+            self.failed_messages in ("broker", "local"),
+            "must be 'broker' or 'local'",
+        )
+        _require(
+            "reconsume_max",
+            self.reconsume_max,
+            self.reconsume_max is None or self.reconsume_max >= 0,
+            "must not be negative",
         )
         _require(
             "lock_valid_s",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from dledger.client.batching import Pending, encode_elements, wants_to_be_alone
 from dledger.client.config import ProducerConfig
-from dledger.errors import MessageRejectedError
+from dledger.errors import InvalidParameterError, MessageRejectedError
 from dledger.message import (
     RESERVED_PROPERTIES,
     Message,
@@ -37,6 +41,56 @@ _SETTABLE = frozenset(
 )
 _FORBIDDEN = RESERVED_PROPERTIES - _SETTABLE
 _FLAG_MAX = 2**31
+_SECONDS_MAX = 2**40
+_DELAYS = frozenset(
+    {
+        Property.DELAY,
+        Property.TIMER_DELAY_SECONDS,
+        Property.TIMER_DELAY_MS,
+        Property.TIMER_DELIVER_MS,
+    }
+)
+
+
+def delayed(
+    message: Message,
+    delay: float | datetime.timedelta | None,
+    deliver_at: float | datetime.datetime | None,
+) -> Message:
+    """Returns the message with the property that delays it; the same one without a delay.
+
+    Args:
+        message: As the user made it; not changed.
+        delay: Seconds, or a timedelta, from when the broker gets it.
+        deliver_at: Seconds since the epoch, or a time that knows its zone.
+
+    Raises:
+        InvalidParameterError: Both are given, a delay is negative, or a time has no zone.
+        MessageRejectedError: The message says itself when it is to be delivered.
+    """
+    if delay is None and deliver_at is None:
+        return message
+    if delay is not None and deliver_at is not None:
+        raise InvalidParameterError("give a delay or a time to deliver at, not both")
+    if not _DELAYS.isdisjoint(message.properties):
+        raise MessageRejectedError("the message has a property that delays it already")
+    if delay is not None:
+        seconds = delay.total_seconds() if isinstance(delay, datetime.timedelta) else delay
+        name = Property.TIMER_DELAY_MS
+        if not 0 <= seconds < _SECONDS_MAX:
+            raise InvalidParameterError(f"a delay of {seconds} s is out of range")
+    else:
+        name = Property.TIMER_DELIVER_MS
+        if isinstance(deliver_at, datetime.datetime):
+            if deliver_at.tzinfo is None:
+                raise InvalidParameterError("a time to deliver at needs a time zone")
+            deliver_at = deliver_at.timestamp()
+        seconds = deliver_at or 0.0
+        if not 0 <= seconds < _SECONDS_MAX:
+            raise InvalidParameterError(f"{deliver_at} is no time to deliver at")
+    # Rounded up: never early.
+    value = str(math.ceil(round(seconds * 1000, 3)))
+    return msgspec.structs.replace(message, properties={**message.properties, name: value})
 
 
 class MessageEncoder:

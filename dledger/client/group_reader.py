@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dledger.client.config import PushConsumerConfig
-from dledger.client.filters import Subscription
+from dledger.client.filters import Subscription, subscribe
 from dledger.client.heartbeats import Member
+from dledger.client.local_offsets import open_local_offsets
 from dledger.client.offsets import Offsets
 from dledger.client.ordering import LockKeeper, OrderedLine, QueueLocks
 from dledger.client.process_queue import ProcessQueue
 from dledger.client.puller import Puller
 from dledger.client.rebalance import difference, strategy
-from dledger.client.redelivery import LocalRedelivery
+from dledger.client.redelivery import BrokerRedelivery, LocalRedelivery
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
 from dledger.client.subscription_check import check_subscription, wire
-from dledger.codes import RequestCode
+from dledger.codes import RETRY_PREFIX, RequestCode
 from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
-from dledger.message import ReceivedMessage
+from dledger.message import Property, ReceivedMessage, Rejection
 from dledger.model import ConsumeFrom, MessageModel, MessageQueue, PullStatus
 from dledger.remoting.bodies import ConsumerData, decode_consumer_ids, decode_offset_table
 from dledger.remoting.client import ClientConnection
@@ -38,6 +39,7 @@ from dledger.remoting.headers import GetConsumerListHeader
 logger = logging.getLogger(__name__)
 
 _UNBALANCED_S = 1.0
+_RETRY_TOPIC_MIN_S = 0.25
 _FLOW_PAUSE_S = 0.02
 _PULL_FAILURE_MIN_S = 0.05
 _PULL_FAILURE_MAX_S = 3.0
@@ -63,12 +65,27 @@ class GroupReader:
         subscriptions: Mapping[str, Subscription],
         consume_from: ConsumeFrom,
         config: PushConsumerConfig,
+        message_model: MessageModel = MessageModel.CLUSTERING,
         *,
         ordered: bool = False,
     ) -> None:
         self.group = group
         self._session = session
         self._subscriptions = dict(subscriptions)
+        self._message_model = message_model
+        self._retry_topic = ""
+        self._broker_redelivery: BrokerRedelivery | None = None
+        if message_model is MessageModel.CLUSTERING and config.failed_messages == "broker":
+            if not ordered:  # what is retried elsewhere would lose its place
+                self._retry_topic = RETRY_PREFIX + group
+                version = max(entry.version for entry in subscriptions.values())
+                self._subscriptions[self._retry_topic] = subscribe(self._retry_topic, "*", version)
+            self._broker_redelivery = BrokerRedelivery(
+                session,
+                group,
+                reconsume_max=config.reconsume_max,
+                timeout_s=config.session.operation_timeout_s,
+            )
         self._consume_from = consume_from
         self._config = config
         self._allocate = strategy(config.strategy)
@@ -113,8 +130,11 @@ class GroupReader:
 
         Raises:
             BrokerResponseError: A broker refuses a condition in SQL.
+            ConfigError: The file for the offsets of a broadcasting consumer cannot be used.
         """
         self._loop = asyncio.get_running_loop()
+        if self._message_model is MessageModel.BROADCASTING:
+            self._offsets = open_local_offsets(self._session, self.group, self._config)
         for topic, subscription in self._subscriptions.items():
             try:
                 await self._session.route(topic)
@@ -124,7 +144,7 @@ class GroupReader:
         data = ConsumerData(
             group=self.group,
             consume_type="CONSUME_PASSIVELY",
-            message_model=MessageModel.CLUSTERING.value,
+            message_model=self._message_model.value,
             consume_from=self._consume_from.value,
             subscriptions=[wire(entry) for entry in self._subscriptions.values()],
         )
@@ -166,6 +186,8 @@ class GroupReader:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._broker_redelivery is not None:
+            await self._broker_redelivery.drain(_CLOSE_COMMIT_S)
         try:
             await self.commit(timeout_s=_CLOSE_COMMIT_S)
         except DLedgerError as error:
@@ -177,6 +199,7 @@ class GroupReader:
             await self._locks.unlock(
                 [queue for queue in self._windows if is_idle or not line.is_in_hand(queue)]
             )
+        self._offsets.close()
 
     # --- delivery -----------------------------------------------------------------------------
 
@@ -187,8 +210,8 @@ class GroupReader:
 
     @property
     def assignment(self) -> list[MessageQueue]:
-        """The queues this member holds now, sorted."""
-        return sorted(self._windows)
+        """The queues this member holds now, sorted; without those of the group's retry topic."""
+        return sorted(queue for queue in self._windows if queue.topic != self._retry_topic)
 
     def take_nowait(self) -> Delivery | None:
         """Takes the next message, if one is there. Any thread."""
@@ -228,7 +251,14 @@ class GroupReader:
                 return None
 
     def finish(self, delivery: Delivery) -> None:
-        """Notes that a message is processed. Any thread."""
+        """Notes that a message is processed, or rejected by `nack`. Any thread."""
+        rejection = delivery.message.rejection
+        if rejection is None:
+            self._finish(delivery)
+        else:
+            self._call_soon(self._reject, delivery, rejection)
+
+    def _finish(self, delivery: Delivery) -> None:
         self._finished.append(delivery)
         if self._line is not None:
             following = self._line.finish(delivery)
@@ -237,17 +267,40 @@ class GroupReader:
                 self._call_soon(self._something_ready.set)
 
     def fail(self, delivery: Delivery, error: BaseException) -> None:
-        """Notes that processing failed: the message comes again after a pause. Loop only."""
+        """Notes that processing failed: the message comes again later. Loop only."""
+        rejection = delivery.message.rejection
+        if rejection is None:
+            rejection = Rejection(reason=f"{type(error).__name__}: {error}")
+        self._reject(delivery, rejection)
+
+    def _reject(self, delivery: Delivery, rejection: Rejection) -> None:
+        delivery.message.rejection = None
+        redelivery = self._broker_redelivery
+        # An ordered queue waits for its message; only a dead letter lets the others pass.
+        if redelivery is not None and (self._line is None or rejection.dead_letter):
+            redelivery.spawn(
+                delivery.message,
+                delivery.window.queue.broker_name,
+                rejection,
+                taken=lambda: self._finish(delivery),
+                kept=lambda: self._offer_later(delivery, rejection),
+            )
+        elif rejection.dead_letter:
+            self._finish(delivery)  # nobody keeps dead letters for us
+        else:
+            self._offer_later(delivery, rejection)
+
+    def _offer_later(self, delivery: Delivery, rejection: Rejection) -> None:
         if self._line is not None:
             self._line.fail(delivery)
         delay_s = self._redelivery.failed(delivery.message)
         logger.warning(
-            "message comes again topic=%s queue=%s offset=%s in_s=%.1f error=%r",
+            "message comes again topic=%s queue=%s offset=%s in_s=%.1f reason=%s",
             delivery.message.topic,
             delivery.message.queue_id,
             delivery.message.queue_offset,
             delay_s,
-            error,
+            rejection.reason,
         )
         if not self._stopping:
             loop = asyncio.get_running_loop()
@@ -324,6 +377,7 @@ class GroupReader:
                     failure = result
                 else:
                     window.committed_offset = offset
+            await self._offsets.flush()
             if failure is not None:
                 raise failure
 
@@ -340,20 +394,28 @@ class GroupReader:
             self._unbalanced.set()
 
     async def _rebalance_forever(self) -> None:
+        retry_misses = 0
         while True:
             self._unbalanced.clear()
-            balanced = True
+            ready = True
             for topic in sorted(self._subscriptions):
                 try:
-                    balanced &= await self._rebalance(topic)
+                    done = await self._rebalance(topic)
                 except DLedgerError as error:
                     logger.info("rebalance failed topic=%s error=%s", topic, error)
-                    balanced = False
-            if balanced:
+                    done = False
+                if topic == self._retry_topic:
+                    retry_misses = 0 if done else retry_misses + 1
+                else:
+                    ready &= done
+            if ready:
                 self._balanced_once.set()
             pause = self._config.rebalance_interval_s
-            if not balanced:
+            if not ready:
                 pause = min(pause, _UNBALANCED_S)
+            elif retry_misses:
+                # It comes into being with the group, a moment after its first member, or never.
+                pause = min(pause, backoff_s(retry_misses, _RETRY_TOPIC_MIN_S, pause))
             try:
                 async with asyncio.timeout(pause):
                     await self._unbalanced.wait()
@@ -370,12 +432,15 @@ class GroupReader:
         if not names:
             self._session.refresh_soon(topic)
             return False
-        members = await self._members(names[0])
-        if self._session.client_id not in members:
-            # The leader does not know us (yet), so no one else reckons with us either.
-            await self._session.heartbeat_now()
+        wanted: Sequence[MessageQueue] = route.subscribe_queues
+        members = [self._session.client_id]
+        if self._message_model is MessageModel.CLUSTERING:
             members = await self._members(names[0])
-        wanted = self._allocate(route.subscribe_queues, members, self._session.client_id)
+            if self._session.client_id not in members:
+                # The leader does not know us (yet), so no one else reckons with us either.
+                await self._session.heartbeat_now()
+                members = await self._members(names[0])
+            wanted = self._allocate(route.subscribe_queues, members, self._session.client_id)
         held = [queue for queue in self._windows if queue.topic == topic]
         change = difference(held, wanted)
         await self._give_up(change.revoked)
@@ -471,8 +536,12 @@ class GroupReader:
         start = await self._offsets.committed(self.group, queue)
         known = start is not None
         if start is None:
+            # A retry topic holds what the group has begun already.
+            is_retry = queue.topic == self._retry_topic
             start = await self._offsets.first(
-                queue, self._consume_from, self._config.consume_timestamp_ms
+                queue,
+                ConsumeFrom.EARLIEST if is_retry else self._consume_from,
+                self._config.consume_timestamp_ms,
             )
         window = ProcessQueue(
             queue,
@@ -486,6 +555,7 @@ class GroupReader:
             # Or a member that begins at the end, and dies before it has read anything, would
             # begin at a later end next time and skip what came between.
             await self._offsets.commit(self.group, queue, start)
+            await self._offsets.flush()
             window.committed_offset = start
         self._windows[queue] = window
         task = asyncio.get_running_loop().create_task(self._read(window), name=f"pull {queue}")
@@ -522,6 +592,9 @@ class GroupReader:
                 return
             before = window.next_offset
             fresh = window.add(result.messages, result.next_offset)
+            if window.queue.topic == self._retry_topic:
+                for message in fresh:
+                    message.topic = message.properties.get(Property.RETRY_TOPIC, message.topic)
             if fresh:
                 self._offer_read(window, fresh)
             elif window.next_offset == before and result.status is not PullStatus.NO_NEW_MESSAGE:

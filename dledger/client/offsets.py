@@ -62,6 +62,12 @@ class Offsets:
             queue.broker_name, RequestCode.UPDATE_CONSUMER_OFFSET, header, timeout_s=timeout_s
         )
 
+    async def flush(self) -> None:
+        """Makes what was committed as durable as it gets; brokers have done so already."""
+
+    def close(self) -> None:
+        """Ends it; there is nothing to end where brokers keep the offsets."""
+
     async def minimum(self, queue: MessageQueue) -> int:
         """Returns the offset of the oldest message held."""
         header = GetMinOffsetHeader(topic=queue.topic, queue_id=queue.queue_id)

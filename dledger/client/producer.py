@@ -10,6 +10,7 @@ stored in the order they were sent even across retries and a change of leader.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
@@ -18,7 +19,8 @@ from typing import Any
 
 from dledger.client.batching import Lane, Pending, put_back, share_count, take_batch
 from dledger.client.config import ProducerConfig, nameserver_addresses
-from dledger.client.encoding import MessageEncoder
+from dledger.client.encoding import MessageEncoder, delayed
+from dledger.client.requests import Question, send_reply
 from dledger.client.results import ProducerStatistics, SendResult
 from dledger.client.retry import backoff_s
 from dledger.client.routes import TopicRoute
@@ -46,12 +48,15 @@ from dledger.errors import (
 )
 from dledger.message import (
     Message,
+    ReceivedMessage,
     UniqueKeyGenerator,
+    decode_handle,
     encode_properties,
     validate_group,
     validate_topic,
 )
 from dledger.model import MessageQueue
+from dledger.remoting.headers import RecallMessageHeader
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +173,8 @@ class AsyncProducer:
         *,
         queue: Target = None,
         shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> asyncio.Future[SendResult]:
         """Sends one message; await the returned future for its result.
 
@@ -178,6 +185,10 @@ class AsyncProducer:
             message: What to send.
             queue: Send to exactly this queue (or the queue of this id).
             shard_key: Send to the queue of this key: equal keys, same queue.
+            delay: Seconds, or a timedelta, after which consumers get it, from when the broker
+                gets it. At most what the cluster allows, 45 days by default.
+            deliver_at: Seconds since the epoch, or a datetime with a zone, at which they get it; a
+                time in the past means at once.
 
         Returns:
             A future, already scheduled. Cancelling it stops the waiting, not the message.
@@ -200,6 +211,8 @@ class AsyncProducer:
             return refused
         future: asyncio.Future[SendResult] = self._loop.create_future()
         try:
+            if delay is not None or deliver_at is not None:
+                message = delayed(message, delay, deliver_at)
             pending = self._encoder.encode(message, future)
             self._accept(message.topic, pending, queue, shard_key)
         except DLedgerError as error:
@@ -266,6 +279,8 @@ class AsyncProducer:
         *,
         queue: Target = None,
         shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> None:
         """Sends one message and does not ask what became of it: no result, no retry.
 
@@ -275,7 +290,7 @@ class AsyncProducer:
         """
         loop = self._check_open()
         future: asyncio.Future[SendResult] = loop.create_future()
-        pending = self._encoder.encode(message, future)
+        pending = self._encoder.encode(delayed(message, delay, deliver_at), future)
         future.cancel()
         topic = self._topic(message.topic)
         route = await self._session.route(
@@ -290,6 +305,71 @@ class AsyncProducer:
         await self._session.remoting.send_oneway(
             address, RequestCode.SEND_MESSAGE_V2, header, pending.body
         )
+
+    async def request(self, message: Message, *, timeout_s: float = 3.0) -> ReceivedMessage:
+        """Sends a message and waits for the answer of a consumer that processes it.
+
+        Args:
+            message: The question.
+            timeout_s: For sending, processing and the answer.
+
+        Returns:
+            The answer: its body, and the properties that `reply` gave it.
+
+        Raises:
+            RequestTimeoutError: No answer in time; the question may have been processed.
+            Otherwise as `send`.
+
+        Durability:
+            The question is a message like others; the answer is not stored.
+        """
+        self._check_open()
+        question = Question(self._session, message, timeout_s)
+        return await question.ask(self.send, guess_queues=self.config.default_topic_queue_count)
+
+    async def reply(
+        self, request: ReceivedMessage, body: bytes, *, properties: dict[str, str] | None = None
+    ) -> None:
+        """Answers a request.
+
+        Args:
+            request: The question, as a consumer got it.
+            body: The answer, at most 4 MiB.
+            properties: Of the answer.
+
+        Raises:
+            InvalidParameterError: (definite) The message is no request.
+            BrokerResponseError: (definite) Who asked is not connected any more.
+            ConnectFailedError, ConnectionLostError, RequestTimeoutError: Not answered in time.
+        """
+        self._check_open()
+        await send_reply(
+            self._session, self.group, request, body, properties or {}, self._clock.wall_ms()
+        )
+
+    async def recall(self, handle: str) -> None:
+        """Takes a delayed message back before its time.
+
+        Args:
+            handle: `recall_handle` of the result of its send.
+
+        Raises:
+            InvalidParameterError: (definite) It is no handle.
+            BrokerResponseError: (definite) The message does not wait any more: it was delivered,
+                or recalled before (code 22); or recalling is not allowed.
+            ConnectFailedError, ConnectionLostError, RequestTimeoutError: Not answered in time; it
+                may be recalled all the same.
+
+        Durability:
+            On return it is committed that the message will never be delivered.
+        """
+        self._check_open()
+        named = decode_handle(handle)
+        await self._session.route(named.topic)
+        header = RecallMessageHeader(
+            producer_group=self.group, topic=named.topic, recall_handle=handle
+        )
+        await self._session.call_leader(named.broker_name, RequestCode.RECALL_MESSAGE, header)
 
     async def wait_room(self) -> None:
         """Waits until a message could be under way at once: for producers faster than the cluster.

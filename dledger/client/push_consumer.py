@@ -18,7 +18,7 @@ from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
 from dledger.errors import ClientClosedError, ConfigError
 from dledger.message import ReceivedMessage, validate_group
-from dledger.model import ConsumeFrom, MessageQueue
+from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 
 AsyncHandler = Callable[[ReceivedMessage], Awaitable[object]]
 
@@ -43,6 +43,7 @@ class AsyncPushConsumer:
         subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
+        message_model: MessageModel = MessageModel.CLUSTERING,
         ordered: bool = False,
         config: PushConsumerConfig | None = None,
         clock: Clock | None = None,
@@ -56,6 +57,8 @@ class AsyncPushConsumer:
             nameserver: `host:port`, several joined by `;`, or a sequence; by default the variable
                 `DLEDGER_NAMESERVER`.
             consume_from: Where the group begins in a queue of which it never committed an offset.
+            message_model: `BROADCASTING`: every member gets every message, and each keeps its own
+                offsets in a local file.
             ordered: Keep the order of every queue: one message of it in hand at a time, also across
                 members; a message that fails holds up those behind it. The same for all members.
             config: Intervals and limits.
@@ -65,6 +68,8 @@ class AsyncPushConsumer:
             ConfigError, InvalidParameterError: An argument is wrong.
         """
         validate_group(group)
+        if ordered and message_model is MessageModel.BROADCASTING:
+            raise ConfigError("ordered", True, "is for groups that share queues, not broadcasting")
         if not subscriptions:
             raise ConfigError("subscriptions", dict(subscriptions), "must name at least one topic")
         self.group = group
@@ -81,6 +86,7 @@ class AsyncPushConsumer:
             },
             consume_from,
             self.config,
+            message_model,
             ordered=ordered,
         )
         self._handed: set[Delivery] = set()  # by iteration, not yet followed by another
@@ -178,8 +184,8 @@ class AsyncPushConsumer:
     async def run(self, handler: AsyncHandler, *, concurrency: int = 1) -> None:
         """Hands every message to `handler` until `stop` or `close`.
 
-        A message is processed when the handler returns. If it raises, the message comes again
-        after a pause, and others go on meanwhile.
+        A message is processed when the handler returns. If it raises, or has called `nack`, the
+        message goes back to the broker and comes again later; others go on meanwhile.
 
         Args:
             handler: Awaited with each message.

@@ -24,6 +24,7 @@ class SendResult(msgspec.Struct, frozen=True):
         may_be_twice: An earlier attempt may have stored the message as well, because the broker
             does not recognise repeated sends (not a dledger broker, or `idempotent` is off).
             Otherwise the message is certainly there once.
+        recall_handle: Takes a delayed message back before its time; empty for others.
     """
 
     message_id: str
@@ -35,6 +36,7 @@ class SendResult(msgspec.Struct, frozen=True):
     attempts: int = 1
     deduplicated: bool = False
     may_be_twice: bool = False
+    recall_handle: str = ""
 
 
 class PullResult(msgspec.Struct, frozen=True):

@@ -285,6 +285,7 @@ class BatchSender:
                     *(item.key, ids[at], stored, offset + at, status, item.unknown, attempts),
                     deduplicated=again,
                     may_be_twice=twice and item.unknown > 0,
+                    recall_handle=ext.get("recallHandle", "") if count == 1 else "",
                 )
                 at += 1
             if not item.future.done():

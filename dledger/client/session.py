@@ -19,6 +19,7 @@ import msgspec
 from dledger.client.config import SessionConfig
 from dledger.client.finder import LeaderFinder
 from dledger.client.heartbeats import Heartbeats, Member
+from dledger.client.requests import Requests, handle_push
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.routes import RouteCache, TopicRoute, topic_route
 from dledger.client.watch import LeaderWatch
@@ -103,6 +104,7 @@ class ClientSession:
             give_up=lambda address: self.remoting.give_up(address, "it leads no more"),
             spawn=self._spawn,
         )
+        self.requests: Requests | None = None  # set by who asks
         self._fetching: dict[str, asyncio.Task[TopicRoute]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         # What brokers ask of clients, by code; set by the parts that can answer.
@@ -503,6 +505,12 @@ class ClientSession:
     def _on_request(self, connection: ClientConnection, command: Command) -> None:
         if command.code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED:
             self._heartbeats.members_changed(command.ext.get("consumerGroup", ""))
+        elif command.code == RequestCode.PUSH_REPLY_MESSAGE_TO_CLIENT:
+            error = handle_push(self.requests, command)
+            if error is not None:
+                connection.reply(command, ResponseCode.SYSTEM_ERROR, remark=str(error))
+            else:
+                connection.reply(command)
         elif (handler := self.request_handlers.get(command.code)) is not None:
             handler(connection, command)
         elif not command.is_oneway:

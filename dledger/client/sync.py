@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import datetime
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from dledger.client.config import (
     PullConsumerConfig,
     PushConsumerConfig,
 )
+from dledger.client.encoding import delayed
 from dledger.client.filters import Sql
 from dledger.client.group_reader import Delivery
 from dledger.client.producer import AsyncProducer
@@ -26,7 +28,7 @@ from dledger.client.results import ProducerStatistics, SendResult
 from dledger.client.topics import Target
 from dledger.errors import ClientClosedError, ConfigError
 from dledger.message import Message, ReceivedMessage
-from dledger.model import ConsumeFrom, MessageQueue
+from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 
 Handler = Callable[[ReceivedMessage], object]
 
@@ -76,13 +78,27 @@ class Producer:
         self.close()
 
     def send(
-        self, message: Message, *, queue: Target = None, shard_key: str | None = None
+        self,
+        message: Message,
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> SendResult:
         """Sends one message and returns when it is committed. See `AsyncProducer.send`."""
-        return self.submit(message, queue=queue, shard_key=shard_key).result()
+        return self.submit(
+            message, queue=queue, shard_key=shard_key, delay=delay, deliver_at=deliver_at
+        ).result()
 
     def submit(
-        self, message: Message, *, queue: Target = None, shard_key: str | None = None
+        self,
+        message: Message,
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> concurrent.futures.Future[SendResult]:
         """Sends one message and returns at once; its result comes in the future.
 
@@ -91,8 +107,10 @@ class Producer:
 
         Raises:
             ClientClosedError: (definite) Closed or not started.
+            InvalidParameterError, MessageRejectedError: (definite) The delay makes no sense.
         """
         future: concurrent.futures.Future[SendResult] = concurrent.futures.Future()
+        message = delayed(message, delay, deliver_at)
         future.set_running_or_notify_cancel()  # it cannot be called back, so not cancelled either
         self._room.acquire()
         try:
@@ -113,10 +131,31 @@ class Producer:
         return self._loop.run(self._inner.send_batch(messages, queue=queue, shard_key=shard_key))
 
     def send_oneway(
-        self, message: Message, *, queue: Target = None, shard_key: str | None = None
+        self,
+        message: Message,
+        *,
+        queue: Target = None,
+        shard_key: str | None = None,
+        delay: float | datetime.timedelta | None = None,
+        deliver_at: float | datetime.datetime | None = None,
     ) -> None:
         """Sends one message and does not ask what became of it."""
+        message = delayed(message, delay, deliver_at)
         self._loop.run(self._inner.send_oneway(message, queue=queue, shard_key=shard_key))
+
+    def request(self, message: Message, *, timeout_s: float = 3.0) -> ReceivedMessage:
+        """Sends a message and waits for the answer of a consumer. See `AsyncProducer.request`."""
+        return self._loop.run(self._inner.request(message, timeout_s=timeout_s))
+
+    def reply(
+        self, request: ReceivedMessage, body: bytes, *, properties: dict[str, str] | None = None
+    ) -> None:
+        """Answers a request. See `AsyncProducer.reply`."""
+        self._loop.run(self._inner.reply(request, body, properties=properties))
+
+    def recall(self, handle: str) -> None:
+        """Takes a delayed message back before its time. See `AsyncProducer.recall`."""
+        self._loop.run(self._inner.recall(handle))
 
     def wait_idle(self) -> None:
         """Waits until every message sent so far has its result."""
@@ -171,6 +210,7 @@ class PushConsumer:
         subscriptions: Mapping[str, str | Sql],
         nameserver: str | Sequence[str] | None = None,
         consume_from: ConsumeFrom = ConsumeFrom.LATEST,
+        message_model: MessageModel = MessageModel.CLUSTERING,
         ordered: bool = False,
         config: PushConsumerConfig | None = None,
     ) -> None:
@@ -181,6 +221,7 @@ class PushConsumer:
             subscriptions=subscriptions,
             nameserver=nameserver,
             consume_from=consume_from,
+            message_model=message_model,
             ordered=ordered,
             config=config,
         )
@@ -258,8 +299,8 @@ class PushConsumer:
     def run(self, handler: Handler, *, threads: int = 1) -> None:
         """Hands every message to `handler` until `stop` or `close`; blocks meanwhile.
 
-        A message is processed when the handler returns. If it raises, the message comes again
-        after a pause, and others go on meanwhile.
+        A message is processed when the handler returns. If it raises, or has called `nack`, the
+        message goes back to the broker and comes again later; others go on meanwhile.
 
         Args:
             handler: Called with each message, in the calling thread if `threads` is 1.

@@ -33,6 +33,7 @@ from dledger.message.properties import (
     encode_properties,
     get_property,
 )
+from dledger.message.recall import RecallHandle, decode_handle
 from dledger.message.records import (
     PHYSICAL_OFFSET_AT,
     QUEUE_OFFSET_AT,
@@ -42,6 +43,7 @@ from dledger.message.records import (
     SYS_FLAG_AT,
     Message,
     ReceivedMessage,
+    Rejection,
     decode_stored,
     encode_stored,
     iter_stored,
@@ -62,10 +64,13 @@ __all__ = [
     "BatchElement",
     "Message",
     "Property",
+    "RecallHandle",
     "ReceivedMessage",
+    "Rejection",
     "UniqueKeyGenerator",
     "compress_body",
     "crc31",
+    "decode_handle",
     "decode_properties",
     "decode_stored",
     "decompress_body",

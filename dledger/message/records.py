@@ -19,6 +19,7 @@ topics of more than 127 bytes, because several clients always read one byte. Hos
 
 from __future__ import annotations
 
+import datetime
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from dledger.codes import PROPERTIES_BYTES_MAX, MessageFlag
-from dledger.errors import MessageRejectedError, RemoteProtocolError
+from dledger.errors import InvalidParameterError, MessageRejectedError, RemoteProtocolError
 from dledger.message.compression import DECOMPRESSED_BYTES_MAX, decompress_body
 from dledger.message.identity import format_host, offset_message_id, pack_host
 from dledger.message.properties import Property, decode_properties
@@ -79,8 +80,19 @@ class Message(msgspec.Struct):
     flag: int = 0
 
 
+class Rejection(msgspec.Struct, frozen=True, kw_only=True):
+    """What a consumer wants done with a message that it could not process; see `nack`."""
+
+    delay_ms: int | None = None
+    reason: str = ""
+    dead_letter: bool = False
+
+
 class ReceivedMessage(msgspec.Struct, kw_only=True):
-    """A stored message, decoded. Hosts are `ip:port`; times are milliseconds since the epoch."""
+    """A stored message, decoded. Hosts are `ip:port`; times are milliseconds since the epoch.
+
+    `rejection` is what `nack` has noted.
+    """
 
     topic: str
     body: bytes
@@ -99,6 +111,34 @@ class ReceivedMessage(msgspec.Struct, kw_only=True):
     prepared_transaction_offset: int = 0
     body_crc: int = 0
     broker_name: str = ""
+    rejection: Rejection | None = None
+
+    def nack(
+        self,
+        delay: float | datetime.timedelta | None = None,
+        *,
+        reason: str = "",
+        dead_letter: bool = False,
+    ) -> None:
+        """Says that the message could not be processed, for a push consumer to act on.
+
+        It takes effect when the handler returns, or the iteration asks for the next message: the
+        message goes back to the broker and comes to the group again later, like after an exception.
+
+        Args:
+            delay: Seconds, or a timedelta, until it comes again; by default the broker chooses,
+                longer with every failure.
+            reason: Kept with the message, at most 512 characters.
+            dead_letter: Put it among the group's dead letters; it does not come again.
+
+        Raises:
+            InvalidParameterError: A negative delay.
+        """
+        seconds = delay.total_seconds() if isinstance(delay, datetime.timedelta) else delay
+        if seconds is not None and not 0 <= seconds < 2**31:
+            raise InvalidParameterError(f"a delay of {seconds} s is out of range")
+        delay_ms = None if seconds is None else round(seconds * 1000)
+        self.rejection = Rejection(delay_ms=delay_ms, reason=reason, dead_letter=dead_letter)
 
     @property
     def tags(self) -> str:

@@ -65,6 +65,21 @@ class SendMessageHeaderV2(Struct, kw_only=True):
     sequence: Int64 | None = field(name="dlSequence", default=None)
 
 
+class ReplyMessageHeader(Struct, kw_only=True):
+    """PUSH_REPLY_MESSAGE_TO_CLIENT: the answer to a request, from a broker to who asked."""
+
+    producer_group: str = field(name="producerGroup", default="")
+    topic: str
+    queue_id: Int32 = field(name="queueId", default=0)
+    sys_flag: Int32 = field(name="sysFlag", default=0)
+    born_timestamp_ms: Int64 = field(name="bornTimestamp", default=0)
+    flag: Int32 = 0
+    properties: str = ""
+    born_host: str = field(name="bornHost", default="")
+    store_host: str = field(name="storeHost", default="")
+    store_timestamp_ms: Int64 = field(name="storeTimestamp", default=0)
+
+
 class SendMessageResponse(Struct, kw_only=True):
     """Where a message was stored. `message_id` holds one offset id a message, joined by commas."""
 
@@ -75,6 +90,7 @@ class SendMessageResponse(Struct, kw_only=True):
     batch_unique_id: str = field(name="batchUniqId", default="")
     region: str = field(name="MSG_REGION", default="DefaultRegion")
     trace_on: bool = field(name="TRACE_ON", default=True)
+    recall_handle: str = field(name="recallHandle", default="")
 
 
 class ConsumerSendBackHeader(Struct, kw_only=True):
@@ -87,6 +103,17 @@ class ConsumerSendBackHeader(Struct, kw_only=True):
     origin_topic: str = field(name="originTopic", default="")
     unit_mode: bool = field(name="unitMode", default=False)
     max_reconsume_times: Int32 | None = field(name="maxReconsumeTimes", default=None)
+    # Ours: why it failed, and a delay that is not a level.
+    reason: str = field(name="dlReason", default="")
+    delay_ms: Int64 | None = field(name="dlDelayMs", default=None)
+
+
+class RecallMessageHeader(Struct, kw_only=True):
+    """RECALL_MESSAGE: take a delayed message back before it is delivered."""
+
+    producer_group: str = field(name="producerGroup", default="")
+    topic: str
+    recall_handle: str = field(name="recallHandle")
 
 
 class EndTransactionHeader(Struct, kw_only=True):

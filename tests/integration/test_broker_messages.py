@@ -286,7 +286,7 @@ REJECTED = [
     pytest.param(
         {"properties": {"a": "b" * 32_700}}, ResponseCode.MESSAGE_ILLEGAL, id="properties length"
     ),
-    pytest.param({"properties": {"DELAY": "3"}}, ResponseCode.MESSAGE_ILLEGAL, id="delay"),
+    pytest.param({"properties": {"DELAY": "x"}}, ResponseCode.MESSAGE_ILLEGAL, id="delay"),
     pytest.param(
         {"sys_flag": 4, "batch": True}, ResponseCode.NO_PERMISSION, id="batch in a transaction"
     ),

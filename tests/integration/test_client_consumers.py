@@ -132,7 +132,7 @@ def test_an_exception_in_the_loop_does_not_lose_the_message() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_a_failing_handler_gets_the_message_again(concurrency: int) -> None:
+def test_a_failing_handler_gets_the_message_again_from_its_own_client(concurrency: int) -> None:
     async def main() -> None:
         async with FakeCluster() as cluster:
             await fill(cluster, 50)
@@ -147,7 +147,8 @@ def test_a_failing_handler_gets_the_message_again(concurrency: int) -> None:
                     raise ValueError("not yet")
                 done.add(message.body)
 
-            async with asyncio.timeout(20), push(cluster, commit_interval_s=0.05) as consumer:
+            settings = {"commit_interval_s": 0.05, "failed_messages": "local"}
+            async with asyncio.timeout(20), push(cluster, **settings) as consumer:
                 task = asyncio.create_task(consumer.run(handler, concurrency=concurrency))
                 await until(lambda: attempts[b"7"] >= 1 and len(done) >= 49)
                 # 7 is offset 1 of queue 3: the group's offset does not move past it.
@@ -494,7 +495,7 @@ def test_waiting_pulls_stay_where_they_are_while_all_is_well() -> None:
         async with FakeCluster() as cluster:
             replica = cluster.group.replicas[0]
             cluster.create_topic("t", 8)
-            async with push(cluster, suspend_s=20.0) as consumer:
+            async with push(cluster, suspend_s=20.0, failed_messages="local") as consumer:
                 await until(lambda: replica.requests.count(RequestCode.PULL_MESSAGE) == 8)
                 before = len(replica.requests)
                 await asyncio.sleep(2.5)

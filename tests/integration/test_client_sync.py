@@ -186,7 +186,9 @@ def test_a_handler_in_threads(threads: int) -> None:
             consumer.run(handler, threads=threads)
         assert done == Counter(b"%d" % n for n in range(100))
         assert failed == {b"3", b"50"}
-        assert sum(cluster.group.offsets.values()) == 100
+        offsets = cluster.group.offsets
+        assert sum(offsets["cg", "t", queue_id] for queue_id in range(4)) == 100
+        assert len(cluster.group.sent_back) == 2
 
 
 def test_close_from_another_thread_ends_an_iteration() -> None:

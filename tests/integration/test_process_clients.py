@@ -21,7 +21,7 @@ from dledger.client.push_consumer import AsyncPushConsumer
 from dledger.client.sync import Producer, PullConsumer, PushConsumer
 from dledger.client.sync_admin import Admin
 from dledger.codes import RequestCode
-from dledger.message import Message, iter_stored
+from dledger.message import Message, ReceivedMessage, Rejection, iter_stored
 from dledger.model import ConsumeFrom, MessageQueue
 from tests.support.brokers import TestClient
 from tests.support.process_cluster import address_of, followers, wait_leader, whole
@@ -334,7 +334,7 @@ def test_the_examples_of_the_readme_run(
     cluster: LocalCluster, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLEDGER_NAMESERVER", cluster.nameserver)
-    plain, in_asyncio = python_blocks()
+    plain, in_asyncio, later, *_ = python_blocks()
     with Admin() as admin:
         admin.create_topic("tour", queue_count=4)
     exec(plain.replace("127.0.0.1:9876", cluster.nameserver), {})
@@ -349,3 +349,8 @@ def test_the_examples_of_the_readme_run(
     exec(source, scope)
     results = asyncio.run(scope["main"]())
     assert len({(result.queue, result.queue_offset) for result in results}) == 100
+    scope = {"Producer": Producer, "Message": Message}
+    exec(later, scope)
+    message = ReceivedMessage(topic="tour", body=b"")
+    scope["handle"](message)
+    assert message.rejection == Rejection(delay_ms=30_000, reason="not ready")

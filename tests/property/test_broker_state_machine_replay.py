@@ -17,10 +17,14 @@ from broker.commands import (
     encode_put_topic,
 )
 from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
+from broker.names import SCHEDULE_TOPIC
 from broker.state_machine import BrokerStateMachine
+from broker.timers_command import deliver_prefix, encode_cancel
+from dledger.message import encode_stored
 from dledger.model import GroupConfig, TopicConfig
 from store.producer_lanes import LaneLimits
 from store.state_store import StateStore
+from store.timer_table import timer_key
 
 
 class LogEntry(NamedTuple):
@@ -54,8 +58,31 @@ steps = st.one_of(
         st.just("commit"),
         st.lists(st.tuples(groups, names, st.integers(0, 2), st.integers(0, 99)), min_size=1),
     ),
+    st.tuples(st.just("park"), st.lists(st.integers(0, 50), min_size=1, max_size=4)),
+    # Timers by their number: some are there, some are gone, some are named again.
+    st.tuples(st.just("deliver"), names, st.sets(st.integers(0, 9), min_size=1, max_size=3)),
+    st.tuples(st.just("cancel"), st.sets(st.integers(0, 9), min_size=1, max_size=3)),
     st.tuples(st.just("no-op")),
 )
+
+
+def parked_message(unique_key: int) -> bytes:
+    return encode_stored(
+        topic=SCHEDULE_TOPIC.encode(),
+        queue_id=0,
+        flag=0,
+        queue_offset=0,
+        physical_offset=0,
+        sys_flag=0,
+        born_timestamp_ms=0,
+        born_host=bytes(8),
+        store_timestamp_ms=0,
+        store_host=bytes(8),
+        reconsume_times=0,
+        prepared_transaction_offset=0,
+        body=b"x" * unique_key,
+        properties=b"UNIQ_KEY\x01%d\x02" % unique_key,
+    )
 
 
 class Writer:
@@ -67,6 +94,8 @@ class Writer:
         self.next_offsets: dict[tuple[int, int], int] = {}
         self.offset = 0
         self.number = 0
+        self.timers: list[bytes] = []
+        self.pending: set[bytes] = set()
 
     def take(self, topic_id: int, queue_id: int, count: int) -> int:
         first = self.next_offsets.get((topic_id, queue_id), 0)
@@ -95,7 +124,47 @@ class Writer:
                 return encode_delete_group(name, delete_offsets=delete_offsets)
             case ("commit", list(offsets)):
                 return encode_commit_offsets(offsets)
+            case ("park", list(due)):
+                return self.park(due)
+            case ("deliver", str(name), set(numbers)):
+                return self.deliver(name, self.named(numbers))
+            case ("cancel", set(numbers)):
+                self.pending.difference_update(self.named(numbers))
+                return encode_cancel(self.named(numbers))
         return b"\x01"
+
+    def named(self, numbers: set[int]) -> list[bytes]:
+        none = [timer_key(99, number) for number in sorted(numbers)]
+        return [(*self.timers, *none)[number % (len(self.timers) + 1)] for number in [*numbers][:1]]
+
+    def park(self, due: list[int]) -> bytes:
+        if SCHEDULE_TOPIC not in self.ids:
+            self.ids[SCHEDULE_TOPIC], self.next_id = self.next_id, self.next_id + 1
+            return encode_put_topic(TopicConfig(name=SCHEDULE_TOPIC))
+        topic_id = self.ids[SCHEDULE_TOPIC]
+        messages = [EncodedMessage(parked_message(ms % 7), ms) for ms in due]
+        builder, part = MessagesBuilder(), Part(topic_id, messages)
+        builder.add(topic_id, 0, part)
+        body = bytes(builder.encode(self.offset, 5_000, self.take))
+        for ms, place in zip(due, part.physical_offsets, strict=True):
+            self.timers.append(timer_key(ms, place))
+            self.pending.add(self.timers[-1])
+        return body
+
+    def deliver(self, name: str, timer_keys: list[bytes]) -> bytes:
+        topic_id = self.ids.get(name)
+        if topic_id is None:
+            return b"\x03"
+        builder = MessagesBuilder()
+        builder.add(topic_id, 0, Part(topic_id, [EncodedMessage(bytes(99))]))
+        prefix = deliver_prefix(timer_keys)
+        # One that does nothing takes no queue offset for good: a leader never proposes two.
+        before = dict(self.next_offsets)
+        body = prefix + bytes(builder.encode(self.offset + len(prefix), 5_000, self.take))
+        if not self.pending.issuperset(timer_keys):
+            self.next_offsets = before
+        self.pending.difference_update(timer_keys)
+        return body
 
     def stale(self, name: str) -> None:
         if name in self.ids:

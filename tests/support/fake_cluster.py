@@ -25,6 +25,8 @@ from dledger.codes import (
 )
 from dledger.message import (
     decode_properties,
+    decode_stored,
+    encode_properties,
     encode_stored,
     get_property,
     iter_batch,
@@ -53,6 +55,7 @@ from dledger.remoting.bodies import (
 )
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import (
+    ConsumerSendBackHeader,
     CreateTopicHeader,
     PullMessageHeader,
     QueryMessageHeader,
@@ -228,6 +231,14 @@ class FakeReplica:
 
     _on_send_message_v2 = _on_send_message
     _on_send_batch_message = _on_send_message
+
+    def _on_consumer_send_message_back(self, connection: Connection, command: Command) -> None:
+        header = command.header(ConsumerSendBackHeader)
+        if self.group.refuse_send_back:
+            connection.reply(command, 1, {EXT_OUTCOME: "refused"}, "scripted")
+            return
+        self.group.send_back(header, pack_host(HOST, self.port))
+        connection.reply(command)
 
     # --- pulls --------------------------------------------------------------------------------
 
@@ -424,6 +435,8 @@ class FakeGroup:
         self.refused: dict[str, int] = {}
         self.poison: list[bytes] = []
         self.send_delay_s = 0.0
+        self.refuse_send_back = False
+        self.sent_back: list[ConsumerSendBackHeader] = []
         self.recognises = False  # repeated sends, as our broker does
         # (producer id, topic, queue id, sequence, count): every attempt, and where it is stored
         self.sends: list[tuple[str, str, int, int | None, int]] = []
@@ -471,7 +484,7 @@ class FakeGroup:
             born_host=host,
             store_timestamp_ms=now_ms,
             store_host=host,
-            reconsume_times=0,
+            reconsume_times=header.reconsume_times,
             prepared_transaction_offset=0,
             body=body,
             properties=properties,
@@ -492,6 +505,20 @@ class FakeGroup:
         offset_id = offset_message_id(host, self._physical)
         self._physical += len(raw)
         return offset_id
+
+    def send_back(self, header: ConsumerSendBackHeader, host: bytes) -> None:
+        """Stores a failed message for its group again, at once."""
+        self.sent_back.append(header)
+        (found,) = [m for m in self.messages() if m.physical_offset == header.physical_offset]
+        old = decode_stored(found.raw)
+        topic = f"%DLQ%{header.group}" if header.delay_level < 0 else f"%RETRY%{header.group}"
+        self.create_topic(topic, 1)
+        properties = {"RETRY_TOPIC": old.topic, **old.properties}
+        again = SendMessageHeaderV2(
+            producer_group="", topic=topic, queue_id=0, born_timestamp_ms=old.born_timestamp_ms
+        )
+        again.reconsume_times = old.reconsume_times + 1
+        self.append(again, old.body, encode_properties(properties), 0, 0, host=host)
 
     def messages(self) -> list[StoredMessage]:
         return [message for queue in self.log.values() for message in queue]
