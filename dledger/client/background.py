@@ -6,7 +6,8 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from dledger.errors import ClientClosedError, LocalProtocolError
 
@@ -107,3 +108,57 @@ def _new_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+class AsyncClient(Protocol):
+    """What every asynchronous client has."""
+
+    async def start(self) -> None:
+        """Makes the client ready."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what is under way and disconnects."""
+        ...
+
+
+C = TypeVar("C", bound=AsyncClient)
+
+
+class SyncFront(Generic[C]):
+    """The life of a synchronous client: its asynchronous twin on a background loop of its own."""
+
+    def __init__(self, name: str, inner: C) -> None:
+        """Connects to nothing.
+
+        Args:
+            name: Of the thread.
+            inner: The twin, not started.
+        """
+        self._loop = BackgroundLoop(name)
+        self._inner = inner
+
+    def start(self) -> None:
+        """Makes the client ready. Needs no broker to be up yet."""
+        self._loop.start()
+        self._loop.run(self._inner.start())
+
+    def close(self) -> None:
+        """Closes the twin, see there, and ends the thread. Twice does nothing."""
+        if self._loop.is_running:
+            self._loop.run(self._inner.close())
+            self._loop.stop()
+
+    def __enter__(self) -> Self:
+        """Starts the client."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the client."""
+        self.close()

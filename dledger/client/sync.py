@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
-from dledger.client.background import BackgroundLoop
+from dledger.client.background import SyncFront
 from dledger.client.config import (
     ProducerConfig,
     PullConsumerConfig,
@@ -33,7 +33,7 @@ from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 Handler = Callable[[ReceivedMessage], object]
 
 
-class Producer:
+class Producer(SyncFront[AsyncProducer]):
     """Sends messages from a program without an event loop.
 
     Use as `with Producer("group") as producer`, or call `start` and `close`. Several threads may
@@ -48,34 +48,10 @@ class Producer:
         config: ProducerConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing. See `AsyncProducer`."""
-        self._loop = BackgroundLoop(f"producer {group}")
-        self._inner = AsyncProducer(group, nameserver=nameserver, config=config)
+        super().__init__(
+            f"producer {group}", AsyncProducer(group, nameserver=nameserver, config=config)
+        )
         self._room = threading.BoundedSemaphore(self._inner.config.in_flight_max)
-
-    def start(self) -> None:
-        """Makes the producer ready. Needs no broker to be up yet."""
-        self._loop.start()
-        self._loop.run(self._inner.start())
-
-    def close(self) -> None:
-        """Waits until every message has its result, then disconnects. Twice does nothing."""
-        if self._loop.is_running:
-            self._loop.run(self._inner.close())
-            self._loop.stop()
-
-    def __enter__(self) -> Producer:
-        """Starts the producer."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Drains and closes."""
-        self.close()
 
     def send(
         self,
@@ -195,7 +171,7 @@ class Producer:
         inner.add_done_callback(settle)
 
 
-class PushConsumer:
+class PushConsumer(SyncFront[AsyncPushConsumer]):
     """Delivers a consumer group's messages to a program without an event loop.
 
     Three forms: `for message in consumer`, `consumer.run(handler)`, `consumer.poll(timeout_s)`.
@@ -215,26 +191,23 @@ class PushConsumer:
         config: PushConsumerConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing. See `AsyncPushConsumer`."""
-        self._loop = BackgroundLoop(f"consumer {group}")
-        self._inner = AsyncPushConsumer(
-            group,
-            subscriptions=subscriptions,
-            nameserver=nameserver,
-            consume_from=consume_from,
-            message_model=message_model,
-            ordered=ordered,
-            config=config,
+        super().__init__(
+            f"consumer {group}",
+            AsyncPushConsumer(
+                group,
+                subscriptions=subscriptions,
+                nameserver=nameserver,
+                consume_from=consume_from,
+                message_model=message_model,
+                ordered=ordered,
+                config=config,
+            ),
         )
         self._reader = self._inner.reader
         self._handed: dict[int, Delivery] = {}  # thread -> message in hand
         self._workers_lock = threading.Lock()
         self._workers_idle = threading.Condition(self._workers_lock)
         self._working = 0
-
-    def start(self) -> None:
-        """Joins the group and begins to read. Needs no broker to be up yet."""
-        self._loop.start()
-        self._loop.run(self._inner.start())
 
     def stop(self) -> None:
         """Ends iteration and `run` after the message in hand. Any thread, or a handler."""
@@ -257,11 +230,6 @@ class PushConsumer:
         self._inner.handlers_outside = self._working
         self._loop.run(self._inner.close())
         self._loop.stop()
-
-    def __enter__(self) -> PushConsumer:
-        """Starts the consumer."""
-        self.start()
-        return self
 
     def __exit__(
         self,
@@ -404,7 +372,7 @@ class _Messages:
         return message
 
 
-class PullConsumer:
+class PullConsumer(SyncFront[AsyncPullConsumer]):
     """Reads queues explicitly from a program without an event loop. See `AsyncPullConsumer`."""
 
     def __init__(
@@ -417,39 +385,16 @@ class PullConsumer:
         config: PullConsumerConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing."""
-        self._loop = BackgroundLoop(f"consumer {group}")
-        self._inner = AsyncPullConsumer(
-            group,
-            nameserver=nameserver,
-            consume_from=consume_from,
-            consume_timestamp_ms=consume_timestamp_ms,
-            config=config,
+        super().__init__(
+            f"consumer {group}",
+            AsyncPullConsumer(
+                group,
+                nameserver=nameserver,
+                consume_from=consume_from,
+                consume_timestamp_ms=consume_timestamp_ms,
+                config=config,
+            ),
         )
-
-    def start(self) -> None:
-        """Makes the consumer ready."""
-        self._loop.start()
-        self._loop.run(self._inner.start())
-
-    def close(self) -> None:
-        """Disconnects without committing. Twice does nothing."""
-        if self._loop.is_running:
-            self._loop.run(self._inner.close())
-            self._loop.stop()
-
-    def __enter__(self) -> PullConsumer:
-        """Starts the consumer."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes without committing."""
-        self.close()
 
     def queues(self, topic: str) -> list[MessageQueue]:
         """Returns the topic's readable queues, sorted."""

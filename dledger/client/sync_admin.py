@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 from dledger.client.admin import AsyncAdmin
-from dledger.client.background import BackgroundLoop
+from dledger.client.background import SyncFront
 from dledger.client.config import AdminConfig
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.message import ReceivedMessage
@@ -14,7 +13,7 @@ from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, TopicConfig
 from dledger.remoting.bodies import ClusterInfo, ConnectionList
 
 
-class Admin:
+class Admin(SyncFront[AsyncAdmin]):
     """Administers a cluster from a program without an event loop. See `AsyncAdmin`."""
 
     def __init__(
@@ -24,33 +23,7 @@ class Admin:
         config: AdminConfig | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing."""
-        self._loop = BackgroundLoop("admin")
-        self._inner = AsyncAdmin(nameserver=nameserver, config=config)
-
-    def start(self) -> None:
-        """Makes the client ready."""
-        self._loop.start()
-        self._loop.run(self._inner.start())
-
-    def close(self) -> None:
-        """Disconnects. Twice does nothing."""
-        if self._loop.is_running:
-            self._loop.run(self._inner.close())
-            self._loop.stop()
-
-    def __enter__(self) -> Admin:
-        """Starts the client."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
+        super().__init__("admin", AsyncAdmin(nameserver=nameserver, config=config))
 
     def create_topic(
         self,

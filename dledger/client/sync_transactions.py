@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
-from dledger.client.background import BackgroundLoop
+from dledger.client.background import SyncFront
 from dledger.client.config import ProducerConfig
 from dledger.client.results import SendResult
 from dledger.client.topics import Target
@@ -22,7 +21,7 @@ LocalTransaction = Callable[[Message, SendResult], TransactionState]
 Checker = Callable[[ReceivedMessage], TransactionState]
 
 
-class TransactionProducer:
+class TransactionProducer(SyncFront[AsyncTransactionProducer]):
     """Sends messages in transactions from a program without an event loop.
 
     Local transactions run in the thread that sends; the checker runs in threads of its own.
@@ -42,35 +41,10 @@ class TransactionProducer:
         async def check(message: ReceivedMessage) -> TransactionState:
             return await asyncio.to_thread(checker, message)
 
-        self._loop = BackgroundLoop(f"producer {group}")
-        self._inner = AsyncTransactionProducer(
-            group, checker=check, nameserver=nameserver, config=config
+        super().__init__(
+            f"producer {group}",
+            AsyncTransactionProducer(group, checker=check, nameserver=nameserver, config=config),
         )
-
-    def start(self) -> None:
-        """Makes the producer ready, also to be asked."""
-        self._loop.start()
-        self._loop.run(self._inner.start())
-
-    def close(self) -> None:
-        """Disconnects. Twice does nothing."""
-        if self._loop.is_running:
-            self._loop.run(self._inner.close())
-            self._loop.stop()
-
-    def __enter__(self) -> TransactionProducer:
-        """Starts the producer."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
 
     def send(
         self,
