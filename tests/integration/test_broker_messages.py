@@ -1,6 +1,7 @@
 """Sending and pulling against one real replica over a real socket."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -357,7 +358,17 @@ def test_overload_is_answered_with_the_limit(tmp_path):
         limits = {"pending_bytes_max": 7 * 1024 * 1024}
         async with single_broker(tmp_path, limits=limits) as (broker, client):
             await client.create_topic("t")
-            sends = [client.send("t", bytes(1024 * 1024)) for _ in range(24)]
+            # Nothing becomes durable before the limit is reached, however slowly sends arrive.
+            disk_goes_on, sync = threading.Event(), broker._fs.sync
+
+            def slow_sync(file):
+                disk_goes_on.wait(30)
+                sync(file)
+
+            broker._fs.sync = slow_sync
+            sends = [asyncio.ensure_future(client.send("t", bytes(1024 * 1024))) for _ in range(24)]
+            await asyncio.wait(sends, return_when=asyncio.FIRST_COMPLETED)
+            disk_goes_on.set()
             answers = await asyncio.gather(*sends)
             codes = {answer.code for answer in answers}
             assert codes == {0, ResponseCode.SYSTEM_BUSY}
