@@ -10,7 +10,12 @@ from typing import Any
 
 import msgspec
 
-from dledger.client.batching import Pending, encode_elements, wants_to_be_alone
+from dledger.client.batching import (
+    Pending,
+    check_properties,
+    encode_elements,
+    wants_to_be_alone,
+)
 from dledger.client.config import ProducerConfig
 from dledger.errors import InvalidParameterError, MessageRejectedError
 from dledger.message import (
@@ -164,7 +169,7 @@ class MessageEncoder:
             tags = message.tags
             prefix = self._tags.get(tags)
             if prefix is None:
-                prefix = self._tags_property(tags)
+                prefix = self._tags_property(tags, key)
             return key, f"{prefix}UNIQ_KEY\x01{key}\x02".encode()
         if properties and not _FORBIDDEN.isdisjoint(properties):
             names = sorted(_FORBIDDEN.intersection(properties))
@@ -174,8 +179,12 @@ class MessageEncoder:
         merged[Property.UNIQUE_KEY] = key
         return key, encode_properties(merged)
 
-    def _tags_property(self, tags: str) -> str:
+    def _tags_property(self, tags: str, key: str) -> str:
+        """Returns the property of a tag, which is checked here, once, with a key beside it."""
         text = encode_properties({Property.TAGS: tags}).decode() if tags else ""
+        # All keys are of one length. Without this a tag that only just fits by itself would make
+        # the whole batch around it fail.
+        check_properties(f"{text}UNIQ_KEY\x01{key}\x02".encode())
         if len(self._tags) < 1024:
             self._tags[tags] = text
         return text

@@ -120,3 +120,10 @@ def test_delayed_messages_travel_alone() -> None:
 def test_bad_messages_are_refused(message: Message) -> None:
     with pytest.raises(MessageRejectedError):
         encode(message)
+
+
+def test_a_tag_that_fits_only_without_the_key_is_refused_alone() -> None:
+    """It would make the batch that it shares with others fail as a whole."""
+    with pytest.raises(MessageRejectedError, match="32767"):
+        encode(Message("t", b"", tags="x" * 32_740))
+    assert encode_elements([encode(Message("t", b"", tags="x" * 32_700))])
