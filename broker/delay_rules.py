@@ -100,10 +100,6 @@ class DelayRules:
         self._levels = tuple(levels)
         self._delay_max_ms = delay_max_ms
 
-    def level_delay_ms(self, level: int) -> int:
-        """Returns the delay of a level from 1; above the last, that of the last."""
-        return self._levels[min(level, len(self._levels)) - 1]
-
     def plan(self, properties: str, *, topic: str, queue_id: int, now_ms: int) -> Parking | None:
         """Returns where a message has to wait, None if it is to be stored at once.
 

@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 _CHECKED_AT_ONCE = 200
 _POLL_MAX_S = 1.0
 
-Sent = Callable[[], None]
-
 
 class TransactionStateError(RequestError):
     """The transaction cannot be ended like this."""

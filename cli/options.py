@@ -26,9 +26,6 @@ DataOption = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Where the cluster keeps everything.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-TimeoutOption = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up after this long.")
-]
 
 
 def nameservers(option: str | None, data: Path = DEFAULT_DATA) -> str:

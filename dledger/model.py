@@ -1,19 +1,14 @@
-"""Vocabulary shared by every layer: names, numbers and small immutable records.
+"""Vocabulary shared by every layer: names and small immutable records.
 
-Source: the RocketMQ domain model; names follow docs/architecture.md, "Glossary".
+Source: the RocketMQ domain model.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple, NewType
+from typing import NamedTuple
 
 import msgspec
-
-PhysicalOffset = NewType("PhysicalOffset", int)  # byte position in the CommitLog
-QueueOffset = NewType("QueueOffset", int)  # messages from the start of a queue
-LogIndex = NewType("LogIndex", int)  # position of an entry in the Raft log, from 1
-Term = NewType("Term", int)
 
 
 class MessageQueue(NamedTuple):

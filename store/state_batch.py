@@ -126,10 +126,6 @@ class WriteBatch:
         """Returns the topic as this batch has made it."""
         return self._tables.topics.get(name)
 
-    def has_topic_id(self, topic_id: int) -> bool:
-        """Says whether a topic with this number exists as this batch has made it."""
-        return topic_id in self._tables.topic_names
-
     def group(self, name: str) -> GroupConfig | None:
         """Returns the group as this batch has made it."""
         return self._tables.groups.get(name)

@@ -80,19 +80,6 @@ class ReplyMessageHeader(Struct, kw_only=True):
     store_timestamp_ms: Int64 = field(name="storeTimestamp", default=0)
 
 
-class SendMessageResponse(Struct, kw_only=True):
-    """Where a message was stored. `message_id` holds one offset id a message, joined by commas."""
-
-    message_id: str = field(name="msgId")
-    queue_id: Int32 = field(name="queueId")
-    queue_offset: Int64 = field(name="queueOffset")
-    transaction_id: str = field(name="transactionId", default="")
-    batch_unique_id: str = field(name="batchUniqId", default="")
-    region: str = field(name="MSG_REGION", default="DefaultRegion")
-    trace_on: bool = field(name="TRACE_ON", default=True)
-    recall_handle: str = field(name="recallHandle", default="")
-
-
 class ConsumerSendBackHeader(Struct, kw_only=True):
     """CONSUMER_SEND_MESSAGE_BACK: deliver a message again later."""
 
@@ -216,12 +203,6 @@ class OffsetResponse(Struct, kw_only=True):
     offset: Int64
 
 
-class TimestampResponse(Struct, kw_only=True):
-    """A store timestamp in milliseconds."""
-
-    timestamp_ms: Int64 = field(name="timestamp")
-
-
 # --- queries (12, 33) ---------------------------------------------------------------------------
 
 
@@ -236,13 +217,6 @@ class QueryMessageHeader(Struct, kw_only=True):
     is_unique_key: bool = field(name="_UNIQUE_KEY_QUERY", default=False)
 
 
-class QueryMessageResponse(Struct, kw_only=True):
-    """How far the key index reaches."""
-
-    index_last_update_timestamp_ms: Int64 = field(name="indexLastUpdateTimestamp", default=0)
-    index_last_update_physical_offset: Int64 = field(name="indexLastUpdatePhyoffset", default=0)
-
-
 class ViewMessageHeader(Struct, kw_only=True):
     """VIEW_MESSAGE_BY_ID."""
 
@@ -251,13 +225,6 @@ class ViewMessageHeader(Struct, kw_only=True):
 
 
 # --- clients and groups (34, 35, 38, 40) --------------------------------------------------------
-
-
-class HeartbeatResponse(Struct, kw_only=True):
-    """What a broker says about its heartbeat support; HEART_BEAT itself has only a body."""
-
-    is_heartbeat_v2_supported: bool = field(name="IS_SUPPORT_HEART_BEAT_V2", default=True)
-    is_subscription_changed: bool = field(name="IS_SUB_CHANGE", default=True)
 
 
 class UnregisterClientHeader(Struct, kw_only=True):
@@ -318,12 +285,6 @@ class GetAllTopicConfigHeader(Struct, kw_only=True):
     data_version: str = field(name="dataVersion", default="")
 
 
-class GetAllTopicConfigResponse(Struct, kw_only=True):
-    """How many topics there are in all."""
-
-    topic_count: Int32 = field(name="totalTopicNum")
-
-
 class GetTopicStatsHeader(Struct, kw_only=True):
     """GET_TOPIC_STATS_INFO."""
 
@@ -345,12 +306,6 @@ class GetAllGroupConfigHeader(Struct, kw_only=True):
     group_sequence: Int32 = field(name="groupSeq", default=0)
     group_count_max: Int32 = field(name="maxGroupNum", default=0)
     data_version: str = field(name="dataVersion", default="")
-
-
-class GetAllGroupConfigResponse(Struct, kw_only=True):
-    """How many groups there are in all."""
-
-    group_count: Int32 = field(name="totalGroupNum")
 
 
 class GetGroupConfigHeader(Struct, kw_only=True):
