@@ -1,4 +1,4 @@
-"""Commands of features that keep tables of their own: types 0x30 to 0x3F of the log.
+"""Commands of features that keep tables of their own: types 0x30 to 0x3F and 0x60 of the log.
 
 Each feature's module holds the records of its commands and what applying them does; here is what
 they have in common: the type byte, the version and the way through the state machine. All are a
@@ -13,12 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
-from broker import locks, offset_resets, transactions
+from broker import live_settings, locks, offset_resets, transactions
 from broker.riders import MESSAGES_WITH_RIDERS, Boarded
 from dledger.errors import InvariantError
 from store.state_batch import WriteBatch
 
-FEATURE_TYPES: Final = range(0x30, 0x40)
 VERSION: Final = 1
 
 Buffer = bytes | bytearray | memoryview
@@ -34,6 +33,10 @@ class FeatureType(IntEnum):
     CHECKS_SENT = 0x34
     RESET_OFFSETS = 0x35
     RESETS_FOLLOWED = 0x36
+    PUT_SETTINGS = 0x60
+
+
+FEATURE_TYPES: Final = frozenset(int(type_) for type_ in FeatureType)
 
 
 _Apply = Callable[[WriteBatch, Any, list[tuple[int, int]]], object]
@@ -44,6 +47,7 @@ _RECORDS: Final[dict[type[msgspec.Struct], FeatureType]] = {
     transactions.ChecksSent: FeatureType.CHECKS_SENT,
     offset_resets.ResetOffsets: FeatureType.RESET_OFFSETS,
     offset_resets.ResetsFollowed: FeatureType.RESETS_FOLLOWED,
+    live_settings.PutSettings: FeatureType.PUT_SETTINGS,
 }
 _APPLY: Final[dict[FeatureType, _Apply]] = {
     FeatureType.LOCK_QUEUES: lambda batch, command, _: locks.apply_lock(batch.rows, command),
@@ -54,6 +58,9 @@ _APPLY: Final[dict[FeatureType, _Apply]] = {
     ),
     FeatureType.RESET_OFFSETS: offset_resets.apply_reset,
     FeatureType.RESETS_FOLLOWED: offset_resets.apply_followed,
+    FeatureType.PUT_SETTINGS: lambda batch, command, _: live_settings.apply_settings(
+        batch.rows, command
+    ),
 }
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     type_: msgspec.msgpack.Decoder(record) for record, type_ in _RECORDS.items()

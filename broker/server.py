@@ -24,6 +24,7 @@ from broker.gate import WriteGate
 from broker.installing import Installer
 from broker.intake import MessageIntake
 from broker.leadership import hand_over, prefer_leader
+from broker.live_settings import LiveSettings
 from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
@@ -32,22 +33,27 @@ from broker.offset_commits import OffsetCommits
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.inspection import InspectionProcessor
 from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
+from broker.processors.relays import RelayProcessor
 from broker.processors.replicas import ReplicaProcessor
 from broker.processors.reply import ReplyProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.send_back import SendBackProcessor
+from broker.processors.settings import SettingsProcessor
+from broker.processors.statistics import StatisticsProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.retention import Retention
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
+from broker.statistics import SAMPLE_S, Statistics
 from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
 from broker.timers import TimerDelivery
@@ -90,6 +96,7 @@ class _Parts:
     registrar: Registrar
     timers: TimerDelivery
     transactions: TransactionService
+    live: LiveSettings
 
     @property
     def log(self) -> CommitLog:
@@ -224,6 +231,7 @@ class Broker:
             raise
         self._tasks.spawn(self._watch_disk(), "watch-disk")
         self._tasks.spawn(self._expire_clients(), "expire-clients")
+        self._tasks.spawn(self._sample_statistics(), "statistics")
         self._spawn_housekeeping(parts)
         if config.preferred_leader is not None:
             stable_s = config.timing.preferred_leader_stable_s
@@ -364,6 +372,7 @@ class Broker:
             host=host,
             port=port,
             boot_ms=clock.wall_ms(),
+            statistics=Statistics(clock.monotonic(), clock.wall_ms()),
         )
         return self._connect(context, raft, stores, installer)
 
@@ -413,7 +422,9 @@ class Broker:
         config = self.config
         log, store = stores.log, stores.store
         client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
-        catalog = Catalog(config, store, raft, context.gate)
+        catalog = Catalog(lambda: context.config, store, raft, context.gate)
+        live = LiveSettings(config, store.rows)
+        context.config = live.current()
         commits = OffsetCommits(raft, context.gate, gather_ms=config.timing.offset_gather_ms)
         reader = MessageReader(store, log)
         dispatcher = Dispatcher(
@@ -461,13 +472,17 @@ class Broker:
             offsets=offsets,
             clients=clients,
             topics=TopicProcessor(context, reader),
-            groups=GroupProcessor(context, reader),
+            groups=GroupProcessor(context),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
             replicas=ReplicaProcessor(context),
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            statistics=StatisticsProcessor(context, reader),
+            inspection=InspectionProcessor(context, reader),
+            relays=RelayProcessor(context, reader, clients),
+            settings=SettingsProcessor(context, live),
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
@@ -488,12 +503,14 @@ class Broker:
             registrar=registrar,
             timers=timers,
             transactions=transactions,
+            live=live,
         )
 
     def _on_installed(self) -> None:
         """Takes note that the whole state was replaced."""
         parts = self._parts
         if parts is not None:
+            parts.context.config = parts.live.current()
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
 
@@ -540,6 +557,8 @@ class Broker:
             asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
         if effects.timers_due_ms is not None:
             parts.timers.parked(effects.timers_due_ms)
+        if effects.settings:
+            parts.context.config = parts.live.current()
         if effects.resets or effects.topics or effects.groups:
             parts.pulls.queues_reset(effects.resets)
         if effects.topics:
@@ -576,6 +595,13 @@ class Broker:
         self._tasks.spawn(snapshotter.run(interval_s), "snapshots")
         retention = Retention(parts.context, parts.stores, snapshotter, self._maintenance, self._fs)
         self._tasks.spawn(retention.run(self.config.timing.retention_check_s), "retention")
+
+    async def _sample_statistics(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            if self._parts is not None:
+                now_s, now_ms = self._clock.monotonic(), self._clock.wall_ms()
+                self._parts.context.statistics.sample(now_s, now_ms)
 
     async def _expire_clients(self) -> None:
         while True:

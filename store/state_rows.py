@@ -15,7 +15,8 @@ from store.lmdb_env import LmdbEnvironment, WriteTransaction
 LOCKS: Final = "locks"
 TRANSACTIONS: Final = "transactions"
 OFFSET_RESETS: Final = "offset_resets"
-ROW_DATABASES: Final = (LOCKS, TRANSACTIONS, OFFSET_RESETS)
+SETTINGS: Final = "settings"
+ROW_DATABASES: Final = (LOCKS, TRANSACTIONS, OFFSET_RESETS, SETTINGS)
 
 _ROW_ROOM_BYTES: Final = 4096  # one touched page for each changed row, as an estimate
 

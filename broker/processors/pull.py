@@ -152,7 +152,6 @@ class PullProcessor:
         if self._replay_to and self._is_replaying():
             raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
-        self._context.counters.pulls += 1
         self._note_reset(pull)
         outcome = self._evaluate(pull, pull.offset)
         if outcome.must_confirm:
@@ -404,8 +403,9 @@ class PullProcessor:
         if outcome.code == ResponseCode.SUCCESS:
             read = self._context.log.read
             body = [read(at, size) for at, size in outcome.slices]
-            self._context.counters.pulls_found += 1
-            self._context.counters.messages_out += outcome.message_count
+            self._count(pull, outcome.message_count, sum(size for _, size in outcome.slices))
+        else:
+            self._context.statistics.found_nothing()
         ext = {
             "suggestWhichBrokerId": "0",
             "nextBeginOffset": str(outcome.next_offset),
@@ -413,6 +413,12 @@ class PullProcessor:
             "maxOffset": str(outcome.offset_max),
         }
         pull.connection.reply(pull.command, int(outcome.code), ext, outcome.status, body)
+
+    def _count(self, pull: Pull, count: int, size_bytes: int) -> None:
+        context = self._context
+        context.statistics.fetched(pull.group, pull.topic, count, size_bytes)
+        group = context.store.group(pull.group)
+        context.quotas.pulled(group, count, size_bytes, context.clock.monotonic())
 
     # --- admission --------------------------------------------------------------------------
 
@@ -458,6 +464,7 @@ class PullProcessor:
         if group is not None:
             if not group.consume_enable:
                 raise PermissionDeniedError(f"subscription group no permission, {name}")
+            self._context.quotas.check_pull(group, self._context.clock.monotonic())
             return
         validate_group(name)
         if not self._catalog.may_create_group(name):

@@ -102,6 +102,7 @@ class SendBackProcessor:
             now_ms=self._context.clock.wall_ms(),
         )
         topic = self._context.store.topic(back.topic)
+        source = (group.name, message.topic)
 
         def created(made: TopicConfig | None, error: DLedgerError | None) -> None:
             if made is None:
@@ -110,7 +111,7 @@ class SendBackProcessor:
                 return
             try:
                 encoded = self._encode(stored, back, header, made)
-                self._append(connection, command, encoded)
+                self._append(connection, command, encoded, source)
             except InvariantError:
                 raise
             except DLedgerError as refused:
@@ -119,7 +120,8 @@ class SendBackProcessor:
         if topic is None:
             self._catalog.ensure_topic(_config_of(back, group), created)
         else:
-            self._append(connection, command, self._encode(stored, back, header, topic))
+            encoded = self._encode(stored, back, header, topic)
+            self._append(connection, command, encoded, source)
 
     def _encode(
         self,
@@ -194,6 +196,7 @@ class SendBackProcessor:
         connection: Connection,
         command: Command,
         target: tuple[TopicConfig, int, EncodedMessage],
+        source: tuple[str, str],
     ) -> None:
         topic, queue_id, encoded = target
 
@@ -201,6 +204,7 @@ class SendBackProcessor:
             if error is not None:
                 self._fail(connection, command, error)
             else:
+                self._context.statistics.returned(*source)
                 connection.reply(command)
 
         self._context.appender.append(topic, queue_id, [encoded], appended)
