@@ -149,23 +149,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     rounds = []
-    with tempfile.TemporaryDirectory(prefix="dledger-bench-") as directory:
-        with LocalCluster(Path(directory), ClusterSpec(port_base=free_port_base(8))) as cluster:
-            address = asyncio.run(leader_of(cluster.nameserver, "bench", options.queues))
-            names = [name for name in (f"broker-a-{n}" for n in range(3)) if cluster.pid(name)]
-            for _ in range(options.rounds):
-                before = {name: cpu_seconds(cluster.pid(name) or 0) for name in names}
-                own = time.process_time()
-                measured = asyncio.run(send(address, "bench", options))
-                spent = {
-                    name: round((cpu_seconds(cluster.pid(name) or 0) - before[name]) * 1e6, 1)
-                    for name in names
-                }
-                measured["cpu_us"] = {
-                    name: round(value / options.messages, 2) for name, value in spent.items()
-                } | {"client": round((time.process_time() - own) / options.messages * 1e6, 2)}
-                rounds.append(measured)
-                print(json.dumps(measured), flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="dledger-bench-") as directory,
+        LocalCluster(Path(directory), ClusterSpec(port_base=free_port_base(8))) as cluster,
+    ):
+        address = asyncio.run(leader_of(cluster.nameserver, "bench", options.queues))
+        names = [name for name in (f"broker-a-{n}" for n in range(3)) if cluster.pid(name)]
+        for _ in range(options.rounds):
+            before = {name: cpu_seconds(cluster.pid(name) or 0) for name in names}
+            own = time.process_time()
+            measured = asyncio.run(send(address, "bench", options))
+            spent = {
+                name: round((cpu_seconds(cluster.pid(name) or 0) - before[name]) * 1e6, 1)
+                for name in names
+            }
+            measured["cpu_us"] = {
+                name: round(value / options.messages, 2) for name, value in spent.items()
+            } | {"client": round((time.process_time() - own) / options.messages * 1e6, 2)}
+            rounds.append(measured)
+            print(json.dumps(measured), flush=True)
     median = {
         key: statistics.median(item[key] for item in rounds)
         for key in ("messages_per_s", "p50_ms", "p99_ms")
