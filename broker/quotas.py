@@ -23,6 +23,7 @@ BYTES: Final = "quota.bytes_per_second"
 NAMES: Final = (MESSAGES, BYTES)
 RATE_MAX: Final = 10**12
 _TRACKED_MAX: Final = 40_000
+_ROUNDING: Final = 1e-6
 
 
 class QuotaExceededError(FlowControlError):
@@ -48,10 +49,10 @@ class Bucket:
         self._at_s = now_s
 
     def has_any(self, now_s: float) -> bool:
-        """Whether something may be taken now."""
+        """Whether a whole token is there, or all that fit in."""
         self._tokens = min(self.rate, self._tokens + (now_s - self._at_s) * self.rate)
         self._at_s = now_s
-        return self._tokens > 0
+        return self._tokens >= min(1.0, self.rate) - _ROUNDING
 
     def take(self, amount: float) -> None:
         """Takes tokens, even those that are yet to come."""

@@ -135,9 +135,8 @@ def judge(case: Case, code: int | None, output: str) -> str:
     """Returns what is wrong, or nothing."""
     problems = [f"no {wanted}" for wanted in missing(case, output)]
     problems += [f"has {bad}" for bad in case.refused if re.search(bad, output)]
-    # An exception is right where a refusal is expected.
     trace = re.search(r"(?m)^(\S*(?:Exception|Error)\b.*)$\n\s+at ", output)
-    if trace and not any(re.search(wanted, trace[1]) for wanted in case.expected):
+    if trace and not case.is_refusal:
         problems.append(trace[1][:200])
     if code:
         problems.append(f"exit {code}")
