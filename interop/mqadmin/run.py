@@ -63,7 +63,7 @@ def main() -> int:
     failed = [outcome for outcome in outcomes if outcome.problem]
     sys.stdout.write(f"{len(outcomes) - len(failed)} of {len(outcomes)} as expected\n")
     if options.output:
-        options.output.write_text(page(options.version, outcomes))
+        write_section(options.output, options.version, page(options.version, outcomes))
     return 1 if failed else 0
 
 
@@ -224,9 +224,53 @@ class Traffic:
         )
 
 
+def write_section(path: Path, version: str, section: str) -> None:
+    """Puts the section of one version into the page, in place of an older one."""
+    head, *sections = re.split(r"(?m)^(?=## )", path.read_text())
+    kept = [each for each in sections if not each.startswith(f"## mqadmin {version}\n")]
+    tables = sorted([*(each for each in kept if each.startswith("## mqadmin ")), section])
+    rest = [each for each in kept if not each.startswith("## mqadmin ")]
+    parts = [head, *rest, *tables]
+    path.write_text("\n".join(part.strip("\n") + "\n" for part in parts))
+
+
 def page(version: str, outcomes: list[Outcome]) -> str:
-    """Returns the table for the documentation."""
-    return version + repr(outcomes)
+    """Returns the section of one version for the documentation."""
+    good = sum(not outcome.problem for outcome in outcomes)
+    lines = [
+        f"## mqadmin {version}",
+        "",
+        f"{good} of {len(outcomes)} as expected, {datetime.date.today().isoformat()}.",  # noqa: DTZ011
+        "",
+        "| Command | Exit | As expected | Output, shortened |",
+        "|---|---|---|---|",
+    ]
+    for outcome in outcomes:
+        code = "stopped" if outcome.exit_code is None else str(outcome.exit_code)
+        verdict = f"no: {cell(outcome.problem)}" if outcome.problem else "yes"
+        line = cell(" ".join(outcome.case.arguments))
+        lines.append(f"| `{line}` | {code} | {verdict} | {shortened(outcome)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shortened(outcome: Outcome) -> str:
+    """Returns the lines of an output that show what was expected, the rest left out."""
+    chosen: list[str] = []
+    for wanted in outcome.case.expected:
+        found = re.search(wanted, outcome.output)
+        if found is None:
+            continue
+        begin = outcome.output.rfind("\n", 0, found.start()) + 1
+        end = outcome.output.find("\n", found.end())
+        line = " ".join(outcome.output[begin : None if end < 0 else end].split())
+        if line not in chosen:
+            chosen.append(line)
+    return "<br>".join(f"`{cell(line[:160])}`" for line in chosen)
+
+
+def cell(text: str) -> str:
+    """Returns text as it may stand in a table."""
+    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
 if __name__ == "__main__":
