@@ -31,9 +31,11 @@ def test_nothing_is_lost_when_the_leader_dies(
 
 def test_with_asyncio() -> None:
     async def scenario() -> None:
-        async with AsyncLocalCluster() as cluster:
-            async with AsyncProducer("shop", nameserver=cluster.nameserver) as producer:
-                with cluster.partition([await cluster.leader()]):
-                    await producer.send(Message("orders", b"stored by the majority"))
+        async with (
+            AsyncLocalCluster() as cluster,
+            AsyncProducer("shop", nameserver=cluster.nameserver) as producer,
+        ):
+            with cluster.partition([await cluster.leader()]):
+                await producer.send(Message("orders", b"stored by the majority"))
 
     asyncio.run(scenario())
