@@ -27,6 +27,7 @@ from broker.offset_resets import PendingResets
 from broker.pop_answers import answer_ext, body_of
 from broker.pop_choice import Choice, QueueView, Test, Wish
 from broker.pop_dead_letters import PopDeadLetters
+from broker.pop_requests import ANY_QUEUE, Look, PopRequest, is_worth
 from broker.pop_state import Part, PopMessages, Popped
 from broker.reading import check_group, readable_topic
 from broker.sql_filter import SqlFilter, compile_sql
