@@ -205,7 +205,7 @@ class Traffic:
         with Admin(nameserver=self._nameserver) as admin:
             online = admin.consumer_connections(GROUP)
             message = admin.message(result.message_id, TOPIC)
-        begin = datetime.datetime.now() - datetime.timedelta(minutes=5)  # noqa: DTZ005 - as mqadmin
+        begin = datetime.datetime.now() - datetime.timedelta(minutes=5)
         return Facts(
             cluster="DefaultCluster",
             broker=first.name,
@@ -240,7 +240,7 @@ def page(version: str, outcomes: list[Outcome]) -> str:
     lines = [
         f"## mqadmin {version}",
         "",
-        f"{good} of {len(outcomes)} as expected, {datetime.date.today().isoformat()}.",  # noqa: DTZ011
+        f"{good} of {len(outcomes)} as expected, {datetime.date.today().isoformat()}.",
         "",
         "| Command | Exit | As expected | Output, shortened |",
         "|---|---|---|---|",
