@@ -119,6 +119,11 @@ class CatchUp(Elections):
         self._outgoing[node.id] = OutgoingSnapshot(reader, self._clock.monotonic())
         return True
 
+    def _snapshot_bytes(self, peer_id: str) -> int:
+        """Returns how much of a snapshot on its way to a follower has arrived there."""
+        outgoing = self._outgoing.get(peer_id)
+        return 0 if outgoing is None else outgoing.confirmed
+
     def _drop_outgoing(self, peer_id: str | None = None) -> None:
         for found in [peer_id] if peer_id is not None else list(self._outgoing):
             outgoing = self._outgoing.pop(found, None)

@@ -129,6 +129,10 @@ class _WireProcess:
                 if found.offsets != list(range(first, first + len(found.offsets))):
                     record.offsets = found.offsets
                 self._positions[key] = max(self._positions.get(key, 0), found.offsets[-1] + 1)
+            elif start < found.offset_min:
+                # Dropped by retention: read on where the queue begins now.
+                record.out_of_range, record.low = True, found.offset_min
+                self._positions[key] = max(self._positions.get(key, 0), found.offset_min)
         return self._note("read", record)
 
     def _read_record(self, broker: str, queue_id: int, start: int, count: int) -> Read:

@@ -74,6 +74,23 @@ def test_old_messages_go_on_every_replica_and_readers_are_told(tmp_path):
     asyncio.run(run())
 
 
+def test_a_connected_follower_that_takes_nothing_keeps_the_log_only_so_long(tmp_path, monkeypatch):
+    async def run():
+        timing = {**SMALL["timing"], "retention_wait_s": 1.0}
+        async with broker_group(tmp_path, **{**SMALL, "timing": timing}) as brokers:
+            leader = await serving_leader(brokers)
+            stuck = {"match_index": 1, "connected": 1, "snapshot_bytes": 0}
+            monkeypatch.setattr(leader.raft, "peer_progress", lambda: {"stuck": stuck})
+            client = TestClient(leader.address)
+            begin = asyncio.get_running_loop().time()
+            await fill(client, 100)
+            await eventually(lambda: leader.log.first_index > 1, "old segments are gone")
+            assert asyncio.get_running_loop().time() - begin >= 1.0
+            await client.close()
+
+    asyncio.run(run())
+
+
 def test_a_restart_and_an_unclean_stop_of_the_machine(tmp_path):
     async def run():
         async with single_broker(tmp_path, **SMALL) as (broker, client):
