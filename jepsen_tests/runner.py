@@ -177,7 +177,7 @@ class _Run:
             broker_module=_HARNESS_BROKER if clocks or plant else "broker",
             broker_arguments={"*": plant},
             wall_clocks=clocks,
-            settings=_SETTINGS,
+            settings=_settings(self.nemeses),
         )
         self.clients = [f"c{number}" for number in range(1, len(self.workload.workers) + 1)]
         if self.able.backend is Backend.PROXY:
@@ -381,6 +381,15 @@ class _Run:
             },
             acks_min=int(ACKS_MIN_PER_S * options.time_s),
         )
+
+
+def _settings(nemeses: list[Nemesis]) -> dict[str, Any]:
+    """Returns what every `broker.toml` says, with what the faults need."""
+    found: dict[str, Any] = {section: dict(table) for section, table in _SETTINGS.items()}
+    for nemesis in nemeses:
+        for section, table in nemesis.settings.items():
+            found.setdefault(section, {}).update(table)
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -123,7 +123,10 @@ class _WireProcess:
         except DLedgerError as error:
             record.status, record.error = status_of(error), short(error)
         else:
-            record.values, record.end = found.values, found.offset_max
+            record.values = found.values
+            if found.offsets or found.offset_max != start:
+                # Else a replica that is behind names the position asked for as the end.
+                record.end = found.offset_max
             if found.offsets:
                 first = record.first = found.offsets[0]
                 if found.offsets != list(range(first, first + len(found.offsets))):
