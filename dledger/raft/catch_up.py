@@ -99,7 +99,9 @@ class CatchUp(Elections):
         first = self._log.first_index
         if next_index > first or first == 1:
             return False
-        if self._progress[node.id].floor_asked != first:
+        if next_index > self._progress[node.id].floor_asked:
+            # Not asked yet, or not answered. One that lacks an earlier first entry lacks this one
+            # as well: under a narrow link the front may move faster than answers come.
             self._ask_floor(node)
             return False
         reader = self._host.open_snapshot()
