@@ -21,12 +21,11 @@ from jepsen_tests.options import RunOptions
 from jepsen_tests.run_log import RunLog, merge_histories
 from jepsen_tests.worker_pool import WorkerPool
 from jepsen_tests.workloads.plan import WorkerPlan
-from jepsen_tests.workloads.registry import Workload
+from jepsen_tests.workloads.registry import Stage, Workload
 
 _FINAL_INDEX = 90
 _PROGRESS_S = 1.0
-_STOP_S = 15.0
-_DRAIN_S = 75.0
+_ENDS = ((15.0, Stage.LOAD), (120.0, Stage.SETTLE), (100.0, Stage.DRAIN))
 _FINAL_S = 120.0
 
 
@@ -76,8 +75,8 @@ class ForeignRun:
             self._wait(time.monotonic() + self.options.time_s)
             end_ns = self.log.phase("heal")
             self.figures["loadSeconds"] = round((end_ns - begin_ns) / 1e9, 3)
-            for timeout_s, draining in ((_STOP_S, False), (_DRAIN_S, True)):
-                bad = self.pool.stop(timeout_s, draining=draining)
+            for timeout_s, stage in _ENDS:
+                bad = self.pool.stop(timeout_s, stage)
                 self.problems += [f"{name}: {reason}" for name, reason in bad.items()]
             self.log.phase("final")
             self.pool.run(self._plan("final", _FINAL_INDEX), _FINAL_S)
@@ -116,6 +115,8 @@ class ForeignRun:
             replicas=self.masters,
             seed=self.options.seed * 1000 + index,
             rate=min(self.options.rate or 1e9, self.workload.rate_max) / len(self.workload.workers),
+            consumers=f"{self.topic}-group",
+            retry_max=self.workload.retry_max,
         )
 
     def _wait(self, until: float) -> None:

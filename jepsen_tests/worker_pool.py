@@ -15,7 +15,7 @@ from typing import IO, Protocol
 from cli.supervisor import server_environment
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.workloads.plan import WorkerPlan, save_plan
-from jepsen_tests.workloads.registry import DRAINING
+from jepsen_tests.workloads.registry import Stage, stage_of
 
 _READY_S = 20.0
 
@@ -150,17 +150,17 @@ class WorkerPool:
             total.update(worker.counts)
         return total
 
-    def stop(self, timeout_s: float, *, draining: bool) -> dict[str, str]:
+    def stop(self, timeout_s: float, stage: Stage) -> dict[str, str]:
         """Ends workers in order; returns those that did not end well.
 
         Args:
             timeout_s: Those that take longer are killed.
-            draining: Whether to end those that consume to the end, or the others.
+            stage: The workers that end in it.
         """
         running = [
             worker
             for worker in self.workers
-            if worker.is_running and (worker.plan.kind in DRAINING) == draining
+            if worker.is_running and stage_of(worker.plan.kind) is stage
         ]
         for worker in running:
             worker.ask_stop()

@@ -122,6 +122,8 @@ class GroupJudge:
             self.add("D1", kind, text, message.number)
 
     def _must_arrive(self, message: Message, seen: set[Value]) -> bool:
+        if message.value in self.history.recalls:
+            return False
         if message.half:
             committed = self.history.committed_half(message.value)
             return committed is True or (committed is None and message.value in seen)
