@@ -99,6 +99,7 @@ class Meta(Record, tag="meta"):
     equal_final_reads: bool = True  # every final read of a queue must show the same log
     commits_monotonic: bool = True  # committed offsets are a max-register; False: search them
     commit_window: int | None = None  # D2: offsets redelivered below the committed one, None = any
+    two_owners_ms: int = 5000  # D7: how long a queue may have two owners, unless it is ordered
     duplicates_max: int | None = None  # D7: per group; None = any number that has a cause
     delay_tolerance_ms: int = 0  # D6: injected clock skew; the report says so when not 0
     check_back_after_ms: int = 0  # D5: no check-back sooner than this after the half message

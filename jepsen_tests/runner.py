@@ -30,6 +30,7 @@ from jepsen_tests.hosts.cluster import ClusterPlan, ClusterUnderTest, new_run_id
 from jepsen_tests.hosts.network import NamespaceNetwork
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.hosts.volumes import FolderVolumes, ImageVolumes, Volumes, remove_tree
+from jepsen_tests.mortality import Mortality
 from jepsen_tests.nemeses.base import Bench, Nemesis
 from jepsen_tests.nemeses.limits import remove_groups
 from jepsen_tests.nemeses.monitor import Monitor
@@ -163,6 +164,7 @@ class _Run:
         self.figures: dict[str, Any] = {}
         self._begin_ns = time.monotonic_ns()
         self._shown_at = 0.0
+        self.mortality: Mortality | None = None  # while the load lasts
         self._build()
 
     def _build(self) -> None:
@@ -236,10 +238,18 @@ class _Run:
             worker_pids={worker.plan.host: worker.pid for worker in self.pool.workers},
             target=self.options.target,
         )
+        self.mortality = Mortality(
+            self.pool,
+            self.log,
+            self.workload.mortal,
+            random.Random(f"{self.options.seed}-deaths"),
+            self._plan,
+        )
         chance = random.Random(f"{self.options.seed}-times")
         schedule = Schedule(bench, self.log, self.nemeses, chance, self.say, self._tick)
         self.load_begin_ns = self.log.phase("load")
         schedule.run(time.monotonic() + self.options.time_s)
+        self.mortality = None
         bench.cuts.clear()
 
     def _heal(self) -> None:
@@ -310,6 +320,8 @@ class _Run:
         reason = self.pool.failed()
         if reason:
             raise HarnessError(reason)
+        if self.mortality is not None and (born := self.mortality.tick()) is not None:
+            self.say(f"killed and replaced: {born.plan.kind} (now pid {born.pid})")
         now = time.monotonic()
         if now - self._shown_at < _PROGRESS_S:
             return

@@ -33,6 +33,7 @@ class WorkerProcess:
         """
         self.plan = plan
         self.counts: Counter[str] = Counter()
+        self.is_replaced = False
         self._ready = threading.Event()
         stem = f"worker-{plan.index}-{plan.kind}"
         path = directory / f"{stem}.json"
@@ -132,6 +133,13 @@ class WorkerPool:
         worker.wait_ready()
         return worker
 
+    def replace(self, old: WorkerProcess, plan: WorkerPlan) -> WorkerProcess:
+        """Starts a client process in place of one that was killed; does not wait for it."""
+        old.is_replaced = True
+        worker = WorkerProcess(plan, self._network.command_prefix(plan.host), self._directory)
+        self.workers.append(worker)
+        return worker
+
     def run(self, plan: WorkerPlan, timeout_s: float) -> None:
         """Runs a client process to its end.
 
@@ -176,7 +184,9 @@ class WorkerPool:
     def failed(self) -> str:
         """Returns what is wrong with a worker that ended too early; empty if none did."""
         for worker in self.workers:
-            if worker.plan.kind not in ("setup", "final") and not worker.is_running:
+            if worker.is_replaced or worker.plan.kind in ("setup", "final"):
+                continue
+            if not worker.is_running:
                 return f"worker {worker.plan.index} ({worker.plan.kind}) ended: {worker.tail()}"
         return ""
 

@@ -35,7 +35,15 @@ async def run_group_consume(plan: WorkerPlan, recorder: Recorder, stopping: asyn
 async def run_ordered_consume(
     plan: WorkerPlan, recorder: Recorder, stopping: asyncio.Event
 ) -> None:
-    """Members share the queues and read them in order; they leave and come back too."""
+    """One member reads everything in order."""
+    await consume(plan, recorder, stopping, 1, ordered=True)
+
+
+async def run_ordered_group(plan: WorkerPlan, recorder: Recorder, stopping: asyncio.Event) -> None:
+    """Members share the queues and read them in order; they leave and come back too.
+
+    A queue whose owner could not give its lock back stands still for up to a minute.
+    """
     await consume(plan, recorder, stopping, MEMBERS, ordered=True)
 
 
@@ -75,7 +83,8 @@ async def consume(
         for number in range(members):
             member = make(plan, recorder, number, ordered=ordered, handle=handle)
             # Only while nothing drains: a group that shrinks to nothing would never be done.
-            tasks.create_task(member.run(stopping, drained))
+            settled = stopping if members > 1 else None
+            tasks.create_task(member.run(settled, drained))
         await stopping.wait()
         info.drained = await _wait_drained(plan, finished)
         drained.set()

@@ -61,6 +61,12 @@ WORKLOADS: Mapping[str, Workload] = {
             rate_max=1600,
         ),
         Workload(
+            "W2-GROUP",
+            "ordered keys: consumed in order by members that come and go",
+            ("ordered-send", "ordered-group"),
+            rate_max=1600,
+        ),
+        Workload(
             "W3",
             "group consumption: members come, go and are killed; offsets are committed",
             ("log-client", "group-consume", "group-member", "offsets"),
@@ -111,6 +117,7 @@ _STAGES: Mapping[str, Stage] = {
     "delayed-send": Stage.SETTLE,
     "group-consume": Stage.DRAIN,
     "ordered-consume": Stage.DRAIN,
+    "ordered-group": Stage.DRAIN,
     "retry-consume": Stage.DRAIN,
 }
 

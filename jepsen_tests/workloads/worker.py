@@ -21,6 +21,7 @@ from jepsen_tests.workloads.group_consume import (
     run_group_consume,
     run_group_member,
     run_ordered_consume,
+    run_ordered_group,
 )
 from jepsen_tests.workloads.locks import run_locks
 from jepsen_tests.workloads.log_client import run_log_client
@@ -43,6 +44,7 @@ ACTIVITIES: Mapping[str, Activity] = {
     "ordered-send": run_ordered_send,
     "group-consume": run_group_consume,
     "ordered-consume": run_ordered_consume,
+    "ordered-group": run_ordered_group,
     "group-member": run_group_member,
     "offsets": run_offsets,
     "transact": run_transact,
