@@ -120,6 +120,7 @@ class Broker:
         boot_id: Callable[[], str] = machine_boot_id,
         unique_keys: UniqueKeyGenerator | None = None,
         engine_class: type[Engine] = Engine,
+        transport_class: type[TcpTransport] = TcpTransport,
     ) -> None:
         """Prepares a broker; nothing is opened yet.
 
@@ -133,6 +134,7 @@ class Broker:
             boot_id: Changes whenever the machine boots: then the state is rebuilt from the log.
             unique_keys: Ids for messages that come without one.
             engine_class: For the fault-injection harness, which plants faults in subclasses.
+            transport_class: Carries Raft's messages; tests cut links in a subclass.
         """
         self.config = config
         self._clock = clock or SystemClock()
@@ -143,6 +145,7 @@ class Broker:
         self._boot_id = boot_id
         self._unique_keys = unique_keys or UniqueKeyGenerator()
         self._engine_class = engine_class
+        self._transport_class = transport_class
         self._tasks = Tasks(self._on_fatal)
         self._parts: _Parts | None = None
         self._dispatcher: Dispatcher | None = None
@@ -247,23 +250,31 @@ class Broker:
         parts = self._parts
         if parts is None:
             return
-        is_healthy = self._failure is None
-        if is_healthy:
+        if self._failure is None:
             # Clients are served meanwhile; what needs a leader is forwarded to the new one.
             await hand_over(parts.raft)
             await parts.registrar.stop(UNREGISTER_S)
+        await self._end(parts, is_orderly=self._failure is None)
+
+    async def crash(self) -> None:
+        """Ends as a killed process does: nobody is told, nothing is marked as clean. For tests."""
+        if self._parts is not None:
+            self._parts.raft.crash()
+            await self._end(self._parts, is_orderly=False)
+
+    async def _end(self, parts: _Parts, *, is_orderly: bool) -> None:
         parts.pulls.close()
         parts.commits.close()
         parts.timers.close()
         parts.clients.close()
-        await self._server.stop(self.config.timing.drain_s if is_healthy else 0)
+        await self._server.stop(self.config.timing.drain_s if is_orderly else 0)
         await parts.raft.stop()
         await self._tasks.close()
         await parts.client.close()
         await parts.installer.close()
         # A copy that is being made reads the state.
         self._maintenance.close()
-        parts.stores.close(clean=is_healthy)
+        parts.stores.close(clean=is_orderly)
         self._parts = None
         logger.info("broker stopped: replica=%s", self.config.replica_id)
 
@@ -382,7 +393,7 @@ class Broker:
     ) -> RaftNode:
         config = self.config
         others = [replica for replica in config.replicas if replica.id != config.replica_id]
-        transport = TcpTransport(
+        transport = self._transport_class(
             TransportConfig(
                 cluster_name=config.cluster_name,
                 group_name=config.broker_name,

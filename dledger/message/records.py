@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import datetime
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
+from zlib import crc32
 
 import msgspec
 
@@ -36,6 +36,7 @@ STORED_SIZE_AT = 0
 QUEUE_OFFSET_AT = 20
 PHYSICAL_OFFSET_AT = 28
 SYS_FLAG_AT = 36
+_BORN_TIMESTAMP_AT = 40
 STORE_TIMESTAMP_AT = 56  # with an IPv4 born host; `stored_store_timestamp` knows both
 STORED_SIZE_MIN = 91  # version 1, IPv4, nothing in it
 
@@ -52,6 +53,8 @@ _HEADS = tuple(
 _HEAD = _HEADS[0]
 _HEAD_SIZE = _HEAD.size
 _V6_SHIFT = 4
+# The part of it that differs between the messages of one request.
+_FRONT = struct.Struct(">IIIii")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _I64 = struct.Struct(">q")
@@ -241,7 +244,7 @@ def encode_stored(
         front = head.pack(
             head.size + body_length + len(topic_prefix) + topic_length + 2 + properties_length,
             _MAGIC_V2 if wide else _MAGIC_V1,
-            zlib.crc32(body) & 0x7FFFFFFF,
+            crc32(body) & 0x7FFFFFFF,
             queue_id,
             flag,
             queue_offset,
@@ -258,6 +261,102 @@ def encode_stored(
     except struct.error as exc:
         raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
     return b"".join((front, body, topic_prefix, topic, _U16.pack(properties_length), properties))
+
+
+class StoredTemplate:
+    """Messages as they are stored, of one sender to one queue: what they share is packed once.
+
+    Cost: about a third of `encode_stored` for each message.
+    """
+
+    __slots__ = ("_after_time", "_before_time", "_fixed_bytes", "_magic", "_queue_id", "_topic")
+
+    def __init__(
+        self,
+        *,
+        topic: bytes,
+        queue_id: int,
+        sys_flag: int,
+        born_host: bytes,
+        store_host: bytes,
+        reconsume_times: int,
+    ) -> None:
+        """Prepares messages whose offsets and store timestamp are stamped later.
+
+        Args:
+            As of `encode_stored`.
+
+        Raises:
+            MessageRejectedError: The topic is too long, or a number does not fit its field.
+        """
+        empty = encode_stored(
+            topic=topic,
+            queue_id=queue_id,
+            flag=0,
+            queue_offset=0,
+            physical_offset=0,
+            sys_flag=sys_flag,
+            born_timestamp_ms=0,
+            born_host=born_host,
+            store_timestamp_ms=0,
+            store_host=store_host,
+            reconsume_times=reconsume_times,
+            prepared_transaction_offset=0,
+            body=b"",
+            properties=b"",
+        )
+        topic_at = _HEAD_SIZE + len(born_host) - 8 + len(store_host) - 8
+        self._fixed_bytes = len(empty)
+        self._magic: int = _FRONT.unpack_from(empty)[1]
+        self._queue_id = queue_id
+        self._before_time = empty[QUEUE_OFFSET_AT:_BORN_TIMESTAMP_AT]
+        self._after_time = empty[_BORN_TIMESTAMP_AT + _I64.size : topic_at - _U32.size]
+        self._topic = empty[topic_at : -_U16.size]
+
+    def born(self, timestamp_ms: int) -> bytes:
+        """Returns what `encode` needs for messages of this time.
+
+        Raises:
+            MessageRejectedError: The time does not fit 64 bits.
+        """
+        try:
+            return self._before_time + _I64.pack(timestamp_ms) + self._after_time
+        except struct.error as exc:
+            raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
+
+    def encode(self, born: bytes, flag: int, body: _Buffer, properties: bytes) -> bytes:
+        """Returns one message.
+
+        Args:
+            born: What `born` returned.
+            flag: The message's own.
+            body: As stored.
+            properties: Encoded.
+
+        Raises:
+            MessageRejectedError: The properties are too long, or a number does not fit its field.
+        """
+        body_length, properties_length = len(body), len(properties)
+        try:
+            return b"".join(
+                (
+                    _FRONT.pack(
+                        self._fixed_bytes + body_length + properties_length,
+                        self._magic,
+                        crc32(body) & 0x7FFFFFFF,
+                        self._queue_id,
+                        flag,
+                    ),
+                    born,
+                    _U32.pack(body_length),
+                    body,
+                    self._topic,
+                    _U16.pack(properties_length),
+                    properties,
+                )
+            )
+        except struct.error as exc:
+            raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
 
 
 def stored_size(buffer: _Buffer, start: int = 0) -> int:
@@ -348,7 +447,7 @@ def decode_stored(
     if magic != _MAGIC_V1 and magic != _MAGIC_V2:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad magic {magic:#x}")
     body: bytes = bytes(buffer[body_at : body_at + body_length])
-    if verify_crc and zlib.crc32(body) & 0x7FFFFFFF != checksum:
+    if verify_crc and crc32(body) & 0x7FFFFFFF != checksum:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad body checksum")
     if decompress and sys_flag & _COMPRESSED:
         body = decompress_body(body, sys_flag, bytes_max=decompressed_bytes_max)
