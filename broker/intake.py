@@ -37,6 +37,7 @@ _TAGS, _KEYS, _UNIQUE_KEY = b"TAGS", b"KEYS", b"UNIQ_KEY"
 _TAG_HASHES_MAX = 4096
 _PLAIN_MAX = 4096
 _PLAIN_BYTES_MAX = 256
+_TEMPLATES_MAX = 4096
 _UNIQUE_KEY_MARK = b"UNIQ_KEY\x01"
 
 
@@ -86,6 +87,8 @@ class MessageIntake:
         # What stands beside UNIQ_KEY in the properties of batched messages, if nothing in it needs
         # the broker's attention -> hash of its tag.  Bounded.
         self._plain: dict[bytes, int] = {}
+        # Bounded; mostly one for each pair of a connection and a queue.
+        self._templates: dict[tuple[str, int, int, int, bytes], StoredTemplate] = {}
 
     def encode(
         self,
@@ -116,26 +119,23 @@ class MessageIntake:
             raise PermissionDeniedError("a transactional message cannot be in a batch")
         if header.reconsume_times < 0:
             raise InvalidParameterError("reconsumeTimes must not be negative")
-        template = StoredTemplate(
-            topic=topic.encode(),
-            queue_id=queue_id,
-            sys_flag=header.sys_flag & ~_TRANSACTION_BITS,
-            born_timestamp_ms=header.born_timestamp_ms,
-            born_host=born_host,
-            store_host=self._store_host,
-            reconsume_times=header.reconsume_times,
-        )
+        sys_flag = header.sys_flag & ~_TRANSACTION_BITS
+        place = (topic, queue_id, sys_flag, header.reconsume_times, born_host)
+        template = self._templates.get(place) or self._new_template(place)
+        born = template.born(header.born_timestamp_ms)
         if is_batch:
-            return Intake(self._encode_batch(template, body), "")
+            return Intake(self._encode_batch(template, born, body), "")
         try:
             raw = header.properties.encode()
         except UnicodeEncodeError as error:
             raise MessageRejectedError("message properties hold a lone surrogate") from error
-        message = self._encode_one(template, header.flag, body, raw)
-        _check_stored([message])
+        message = self._encode_one(template, born, header.flag, body, raw)
+        _check_stored((message,))
         return Intake([message], str(message.unique_key, "utf-8", "replace"))
 
-    def _encode_batch(self, template: StoredTemplate, body: bytes) -> list[EncodedMessage]:
+    def _encode_batch(
+        self, template: StoredTemplate, born: bytes, body: bytes
+    ) -> list[EncodedMessage]:
         """Returns the messages of a batch; all are decoded before any is stored.
 
         Most messages of a producer differ in nothing but body and unique key; for those, what
@@ -157,13 +157,13 @@ class MessageIntake:
                 tag_hash = plain.get(others)
                 if tag_hash is not None and key.isalnum():
                     _check_body(piece)
-                    add(EncodedMessage(encode(flag, piece, raw + suffix), tag_hash, key))
+                    add(EncodedMessage(encode(born, flag, piece, raw + suffix), tag_hash, key))
                     continue
             else:
                 key = others = b""
             if is_delayed(raw):
                 raise MessageRejectedError("delayed messages in a batch are not supported")
-            message = self._encode_one(template, flag, piece, raw)
+            message = self._encode_one(template, born, flag, piece, raw)
             add(message)
             # Stored as it came, and nothing indexed but the tag and the key: so is the next one.
             if key.isalnum() and message.stored.endswith(raw + suffix) and not message.keys:
@@ -176,11 +176,31 @@ class MessageIntake:
         return stored
 
     def _encode_one(
-        self, template: StoredTemplate, flag: int, body: bytes | memoryview, raw: bytes
+        self,
+        template: StoredTemplate,
+        born: bytes,
+        flag: int,
+        body: bytes | memoryview,
+        raw: bytes,
     ) -> EncodedMessage:
         _check_body(body)
         properties, unique_key = self._complete(raw)
-        return self._encoded(template.encode(flag, body, properties), properties, unique_key)
+        return self._encoded(template.encode(born, flag, body, properties), properties, unique_key)
+
+    def _new_template(self, place: tuple[str, int, int, int, bytes]) -> StoredTemplate:
+        topic, queue_id, sys_flag, reconsume_times, born_host = place
+        template = StoredTemplate(
+            topic=topic.encode(),
+            queue_id=queue_id,
+            sys_flag=sys_flag,
+            born_host=born_host,
+            store_host=self._store_host,
+            reconsume_times=reconsume_times,
+        )
+        if len(self._templates) >= _TEMPLATES_MAX:
+            self._templates.clear()
+        self._templates[place] = template
+        return template
 
     def indexed(self, record: bytes, properties: bytes) -> EncodedMessage:
         """Returns a message that this broker made of a stored one, with what is indexed of it."""
@@ -244,7 +264,7 @@ def _check_body(body: bytes | memoryview) -> None:
         )
 
 
-def _check_stored(messages: list[EncodedMessage]) -> None:
+def _check_stored(messages: Sequence[EncodedMessage]) -> None:
     total_bytes = sum([len(message.stored) for message in messages])
     if total_bytes > STORED_BYTES_MAX:
         raise MessageRejectedError(

@@ -22,20 +22,18 @@ from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_
 from broker.long_polls import ParkedPull
 from broker.offset_resets import PendingResets
 from broker.pull_scan import Selection, Test
+from broker.reading import check_group, readable_topic
 from broker.sql_filter import SqlFilter, compile_sql
-from dledger.codes import Permission, PullFlag, ResponseCode
+from dledger.codes import PullFlag, ResponseCode
 from dledger.errors import (
     DLedgerError,
     FlowControlError,
-    GroupNotFoundError,
-    InvalidParameterError,
     NotLeaderError,
     PermissionDeniedError,
     RequestError,
     TopicNotFoundError,
 )
-from dledger.message import stored_properties, validate_group
-from dledger.model import TopicConfig
+from dledger.message import stored_properties
 from dledger.remoting.bodies import SubscriptionData
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import PullMessageHeader
@@ -50,7 +48,6 @@ UNITS_SCANNED_MAX = 8192
 # A condition in SQL looks at the messages themselves.
 MESSAGES_TESTED_MAX = 1024
 
-_READ = int(Permission.READ)
 _ALL_OFFSETS = 1 << 62
 
 
@@ -424,8 +421,8 @@ class PullProcessor:
 
     def _admit(self, connection: Connection, command: Command, header: PullMessageHeader) -> Pull:
         config = self._context.config
-        topic = self._readable_topic(header)
-        self._check_group(header.consumer_group)
+        topic = readable_topic(self._context, header.topic, header.queue_id)
+        check_group(self._context, self._catalog, header.consumer_group)
         pull = Pull(connection, command)
         pull.group = header.consumer_group
         pull.topic, pull.topic_id = topic.name, topic.topic_id
@@ -443,32 +440,6 @@ class PullProcessor:
                 header.consumer_group, topic.name, header.queue_id, header.commit_offset
             )
         return pull
-
-    def _readable_topic(self, header: PullMessageHeader) -> TopicConfig:
-        topic = self._context.store.topic(header.topic)
-        if topic is None:
-            if not self._context.raft.is_serving:
-                raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
-            raise TopicNotFoundError(f"topic[{header.topic}] not exist, apply first please!")
-        if not topic.permission & _READ:
-            raise PermissionDeniedError(f"the topic[{topic.name}] pulling message is forbidden")
-        if not 0 <= header.queue_id < topic.read_queue_count:
-            raise InvalidParameterError(
-                f"queueId[{header.queue_id}] is illegal, topic:[{topic.name}] "
-                f"topicConfig.readQueueNums:[{topic.read_queue_count}]"
-            )
-        return topic
-
-    def _check_group(self, name: str) -> None:
-        group = self._context.store.group(name)
-        if group is not None:
-            if not group.consume_enable:
-                raise PermissionDeniedError(f"subscription group no permission, {name}")
-            return
-        validate_group(name)
-        if not self._catalog.may_create_group(name):
-            raise GroupNotFoundError(f"subscription group [{name}] does not exist")
-        self._catalog.ensure_group_soon(name)
 
     def _filter(self, header: PullMessageHeader) -> tuple[TagCodes, SqlFilter | None]:
         if header.sys_flag & PullFlag.SUBSCRIPTION:
