@@ -29,6 +29,7 @@ from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
+from broker.popping import Popping, make_popping
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -86,6 +87,7 @@ class _Parts:
     catalog: Catalog
     commits: OffsetCommits
     pulls: PullProcessor
+    popping: Popping
     clients: ClientProcessor
     registrar: Registrar
     timers: TimerDelivery
@@ -264,6 +266,7 @@ class Broker:
 
     async def _end(self, parts: _Parts, *, is_orderly: bool) -> None:
         parts.pulls.close()
+        parts.popping.pops.close()
         parts.commits.close()
         parts.timers.close()
         parts.clients.close()
@@ -292,6 +295,7 @@ class Broker:
         parts = self._parts
         if parts is not None:
             parts.pulls.connection_lost(connection)
+            parts.popping.pops.connection_lost(connection)
             parts.clients.connection_lost(connection)
 
     # --- RaftListener -------------------------------------------------------------------------
@@ -448,6 +452,14 @@ class Broker:
             store, raft, context.appender, context.clock, on_fatal=self._on_fatal
         )
         delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
+        popping = make_popping(
+            context,
+            catalog,
+            reader,
+            resets.pending,
+            store_host=store_host,
+            redirect=dispatcher.redirect,
+        )
         processors = routes.Processors(
             send=SendProcessor(
                 context,
@@ -479,10 +491,14 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            pop=popping.pops,
+            pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (lock_clock, transactions, forwarder, registrar, timers, self):
+        popping_parts = (popping.dead_letters, popping.pops)
+        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
+        for listener in mine:
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -495,6 +511,7 @@ class Broker:
             catalog=catalog,
             commits=commits,
             pulls=processors.pull,
+            popping=popping,
             clients=processors.clients,
             registrar=registrar,
             timers=timers,
@@ -507,6 +524,7 @@ class Broker:
         if parts is not None:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
+            parts.popping.pops.topics_changed()
 
     def _make_forwarder(
         self,
@@ -546,6 +564,7 @@ class Broker:
             return
         if effects.queues:
             parts.pulls.queues_grew(effects.queues)
+            parts.popping.pops.queues_grew(effects.queues)
         if effects.checkpoint is not None:
             # Not from within an apply.
             asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
@@ -556,6 +575,7 @@ class Broker:
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
+            parts.popping.pops.topics_changed()
 
     def _log_digest(self, index: int, digest: bytes) -> None:
         """On the leader: lets every replica compare its state after that entry with this one's."""
