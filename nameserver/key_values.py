@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from dledger.errors import FlowControlError, InvalidParameterError, NotFoundError
 
-ORDER_TOPIC_NAMESPACE = "ORDER_TOPIC_CONFIG"
 WRITE_WIPED_NAMESPACE = "DLEDGER_WRITE_WIPED"
 ENTRIES_MAX = 100_000
 NAME_LENGTH_MAX = 1024
