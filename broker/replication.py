@@ -41,6 +41,7 @@ def make_raft(
     random: random_module.Random,
     on_fatal: Callable[[BaseException], None],
     engine_class: type[Engine],
+    transport_class: type[TcpTransport],
 ) -> RaftNode:
     """Returns this replica's node, not started.
 
@@ -48,7 +49,7 @@ def make_raft(
         StoreError: The data directory belongs to another replica, or cannot be written.
         ReplicaRemovedError: This replica was removed from its group.
     """
-    transport = TcpTransport(
+    transport = transport_class(
         TransportConfig(
             cluster_name=config.cluster_name,
             group_name=config.broker_name,

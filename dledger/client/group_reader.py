@@ -88,7 +88,12 @@ class GroupReader:
             )
         self._consume_from = consume_from
         self._config = config
-        self._allocate = strategy(config.strategy)
+        self._allocate = strategy(
+            config.strategy,
+            virtual_nodes=config.strategy_virtual_nodes,
+            rooms=config.strategy_rooms,
+            configured=config.strategy_queues,
+        )
         self._puller = Puller(session, group)
         self._offsets = Offsets(session)
         self._redelivery = LocalRedelivery(config.redelivery_min_s, config.redelivery_max_s)
