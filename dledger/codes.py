@@ -203,6 +203,7 @@ TOPIC_LENGTH_MAX_SYSTEM = 255  # %RETRY% and %DLQ% topics
 GROUP_LENGTH_MAX = 120
 AUTO_CREATE_TOPIC = "TBW102"
 RETRY_PREFIX = "%RETRY%"
+ORDER_TOPIC_NAMESPACE = "ORDER_TOPIC_CONFIG"  # of a nameserver's key-value table
 # RocketMQ's default table of delay levels 1 to 18.
 DELAY_LEVELS_MS = tuple(
     1000 * seconds for seconds in (1, 5, 10, 30, *range(60, 601, 60), 1200, 1800, 3600, 7200)
