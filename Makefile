@@ -11,7 +11,8 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers bench lint fmt wheel clean
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench lint fmt \
+	wheel clean
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
@@ -19,6 +20,7 @@ help:
 	@echo "make jepsen-smoke   clusters of real processes under faults, judged; at most 6 minutes"
 	@echo "make jepsen-full    the same with every fault and workload; about an hour"
 	@echo "make check-checkers   the history checkers against brute force, and their speed"
+	@echo "make check-controls   planted faults, each of which the simulation must find"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make bench  the table of figures, measured in one run"
@@ -54,6 +56,10 @@ jepsen-full: $(STAMP)
 check-checkers: $(STAMP)
 	$(BIN)/python -m jepsen_tests.checkers.agreement --short 100000 --registers 100000 --long 10000
 	$(BIN)/python benchmarks/jepsen_check.py 1000000
+
+# Minutes; writes the table in docs/simulation.md. The quick ones are part of the tests.
+check-controls: $(STAMP)
+	$(BIN)/python -m jepsen_tests.sim.control_table --jobs 2 --write
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

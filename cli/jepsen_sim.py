@@ -142,7 +142,7 @@ def _show(summary: Summary, job: Job) -> None:
     say(
         f"{facts['seeds']} seeds of the {job.layer} layer: {facts['violatingSeeds']} violating; "
         f"{facts['operations']:,} operations, {facts['acknowledged']:,} acknowledged, "
-        f"{facts['elections']:,} elections"
+        f"{facts['elections']:,} elections, {facts['snapshotsInstalled']:,} snapshots installed"
     )
     say(
         f"{facts['virtualSeconds']:,} virtual s in {facts['cpuSeconds']:,} s of processor "

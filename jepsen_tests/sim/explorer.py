@@ -61,6 +61,7 @@ class Summary:
     acknowledged: int = 0
     operations: int = 0
     elections: int = 0
+    installations: int = 0
     held_back: int = 0
     leader_s_max: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Summary:
         self.acknowledged += result.acknowledged
         self.operations += result.operations
         self.elections += result.elections
+        self.installations += result.installations
         self.held_back += result.held_back
         self.leader_s_max = max(self.leader_s_max, result.leader_s)
         for name, count in result.faults.items():
@@ -94,6 +96,7 @@ class Summary:
             "acknowledged": self.acknowledged,
             "operations": self.operations,
             "elections": self.elections,
+            "snapshotsInstalled": self.installations,
             "heldBack": self.held_back,
             "longestWithoutLeaderSeconds": round(self.leader_s_max, 3),
             "faults": dict(sorted(self.faults.items())),
@@ -212,14 +215,11 @@ def run_seeds(job: Job, start: int, stop: int) -> list[Result]:
 def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = None) -> Result:
     """Runs one seed."""
     settings = Settings(layer=job.layer, write_trace=write_trace)
-    only: tuple[str, ...] = ()
     if job.control is not None:
         from jepsen_tests.sim.controls import CONTROLS
 
-        control = CONTROLS[job.control]
-        control.plant(settings)
-        only = control.only
-    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds, only=only)
+        CONTROLS[job.control].plant(settings)
+    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
     return run_plan(plan, settings)
 
 
