@@ -26,9 +26,6 @@ from dledger.message import (
     Property,
     decode_stored,
     encode_properties,
-    encode_stored,
-    pack_host,
-    tag_hash,
 )
 from dledger.model import GroupConfig, TopicConfig
 from dledger.remoting.commands import Command
@@ -102,6 +99,7 @@ class SendBackProcessor:
             now_ms=self._context.clock.wall_ms(),
         )
         topic = self._context.store.topic(back.topic)
+        source = (group.name, message.topic)
 
         def created(made: TopicConfig | None, error: DLedgerError | None) -> None:
             if made is None:
@@ -110,7 +108,7 @@ class SendBackProcessor:
                 return
             try:
                 encoded = self._encode(stored, back, header, made)
-                self._append(connection, command, encoded)
+                self._append(connection, command, encoded, source)
             except InvariantError:
                 raise
             except DLedgerError as refused:
@@ -119,7 +117,8 @@ class SendBackProcessor:
         if topic is None:
             self._catalog.ensure_topic(_config_of(back, group), created)
         else:
-            self._append(connection, command, self._encode(stored, back, header, topic))
+            encoded = self._encode(stored, back, header, topic)
+            self._append(connection, command, encoded, source)
 
     def _encode(
         self,
@@ -137,30 +136,14 @@ class SendBackProcessor:
         if parking is not None:
             place, place_queue = self._delays.topic_of(parking), parking.queue_id
             raw = parking.properties.encode()
-        message = decode_stored(stored, decompress=False)
-        born_ip, _, born_port = message.born_host.rpartition(":")
-        record = encode_stored(
-            topic=place.name.encode(),
+        encoded = retries.copied(
+            stored,
+            topic=place.name,
             queue_id=place_queue,
-            flag=message.flag,
-            queue_offset=0,
-            physical_offset=0,
-            sys_flag=message.sys_flag,
-            born_timestamp_ms=message.born_timestamp_ms,
-            born_host=pack_host(born_ip.strip("[]"), int(born_port)),
-            store_timestamp_ms=0,
-            store_host=self._store_host,
             reconsume_times=back.reconsume_times,
-            prepared_transaction_offset=message.prepared_transaction_offset,
-            body=message.body,
-            properties=raw,
-        )
-        tags = properties.get(Property.TAGS, "")
-        encoded = EncodedMessage(
-            record,
-            tag_hash(tags) if tags else 0,
-            properties.get(Property.UNIQUE_KEY, "").encode(),
-            properties.get(Property.KEYS, "").encode().split(),
+            properties=properties,
+            raw=raw,
+            store_host=self._store_host,
         )
         if parking is not None:
             encoded = parked(Intake([encoded], ""), parking).messages[0]
@@ -194,6 +177,7 @@ class SendBackProcessor:
         connection: Connection,
         command: Command,
         target: tuple[TopicConfig, int, EncodedMessage],
+        source: tuple[str, str],
     ) -> None:
         topic, queue_id, encoded = target
 
@@ -201,6 +185,7 @@ class SendBackProcessor:
             if error is not None:
                 self._fail(connection, command, error)
             else:
+                self._context.statistics.returned(*source)
                 connection.reply(command)
 
         self._context.appender.append(topic, queue_id, [encoded], appended)

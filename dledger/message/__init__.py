@@ -34,6 +34,17 @@ from dledger.message.properties import (
     get_property,
 )
 from dledger.message.recall import RecallHandle, decode_handle
+from dledger.message.receipt import (
+    NORMAL_MARK,
+    ORDER_REVIVE_QUEUE,
+    ReceiptHandle,
+    decode_receipt,
+    decode_start_offsets,
+    encode_message_offsets,
+    encode_order_counts,
+    encode_start_offsets,
+    retry_mark,
+)
 from dledger.message.records import (
     PHYSICAL_OFFSET_AT,
     QUEUE_OFFSET_AT,
@@ -50,11 +61,15 @@ from dledger.message.records import (
     iter_stored,
     message_properties,
     stored_properties,
+    stored_reconsume_times,
     stored_size,
     stored_store_timestamp,
+    with_reconsume_times,
 )
 
 __all__ = [
+    "NORMAL_MARK",
+    "ORDER_REVIVE_QUEUE",
     "PHYSICAL_OFFSET_AT",
     "QUEUE_OFFSET_AT",
     "RESERVED_PROPERTIES",
@@ -66,6 +81,7 @@ __all__ = [
     "Message",
     "Property",
     "RecallHandle",
+    "ReceiptHandle",
     "ReceivedMessage",
     "Rejection",
     "StoredTemplate",
@@ -74,11 +90,16 @@ __all__ = [
     "crc31",
     "decode_handle",
     "decode_properties",
+    "decode_receipt",
+    "decode_start_offsets",
     "decode_stored",
     "decompress_body",
     "encode_batch",
     "encode_batch_element",
+    "encode_message_offsets",
+    "encode_order_counts",
     "encode_properties",
+    "encode_start_offsets",
     "encode_stored",
     "format_host",
     "get_property",
@@ -89,11 +110,14 @@ __all__ = [
     "offset_message_id",
     "pack_host",
     "parse_offset_message_id",
+    "retry_mark",
     "stored_properties",
+    "stored_reconsume_times",
     "stored_size",
     "stored_store_timestamp",
     "tag_hash",
     "unpack_host",
     "validate_group",
     "validate_topic",
+    "with_reconsume_times",
 ]

@@ -38,6 +38,7 @@ PHYSICAL_OFFSET_AT = 28
 SYS_FLAG_AT = 36
 _BORN_TIMESTAMP_AT = 40
 STORE_TIMESTAMP_AT = 56  # with an IPv4 born host; `stored_store_timestamp` knows both
+_RECONSUME_TIMES_AT = 72  # with IPv4 hosts
 STORED_SIZE_MIN = 91  # version 1, IPv4, nothing in it
 
 _MAGIC_V1 = 0xDAA320A7
@@ -57,6 +58,7 @@ _V6_SHIFT = 4
 _FRONT = struct.Struct(">IIIii")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
+_I32 = struct.Struct(">i")
 _I64 = struct.Struct(">q")
 _ONE_BYTE = [bytes((n,)) for n in range(128)]
 
@@ -389,6 +391,34 @@ def stored_store_timestamp(buffer: _Buffer, start: int = 0) -> int:
         at += 12
     timestamp: int = _I64.unpack_from(buffer, at)[0]
     return timestamp
+
+
+def stored_reconsume_times(buffer: _Buffer) -> int:
+    """Returns how often a stored message had failed when it was stored.
+
+    Raises:
+        RemoteProtocolError: The message is torn.
+    """
+    times: int = _I32.unpack_from(buffer, _reconsume_times_at(buffer))[0]
+    return times
+
+
+def with_reconsume_times(stored: _Buffer, times: int) -> bytes:
+    """Returns a copy of a stored message that says it has failed so often.
+
+    Raises:
+        RemoteProtocolError: The message is torn.
+    """
+    copy = bytearray(stored)
+    _I32.pack_into(copy, _reconsume_times_at(stored), times)
+    return bytes(copy)
+
+
+def _reconsume_times_at(buffer: _Buffer) -> int:
+    if len(buffer) < STORED_SIZE_MIN:
+        raise RemoteProtocolError(f"stored message of {len(buffer)} bytes is torn")
+    flags = buffer[SYS_FLAG_AT + 3]
+    return _RECONSUME_TIMES_AT + (12 if flags & _BORN_V6 else 0) + (12 if flags & _STORE_V6 else 0)
 
 
 def stored_properties(buffer: _Buffer, start: int = 0) -> bytes:
