@@ -102,7 +102,7 @@ CONTROLS: Sequence[Control] = (
         "member of the group that finishes a message, commits, and then works on it",
         "W3",
         ("D2",),
-        time_s=6,
+        time_s=4,
         fast=True,
     ),
     Control(
@@ -129,7 +129,7 @@ CONTROLS: Sequence[Control] = (
         "lock table that grants every request",
         "W7",
         ("W",),
-        time_s=4,
+        time_s=2,
         fast=True,
     ),
     Control(
@@ -162,7 +162,7 @@ CONTROLS: Sequence[Control] = (
         "appender that stores a batch message by message",
         "W1",
         ("C4",),
-        time_s=5,
+        time_s=3,
         fast=True,
     ),
     Control(
