@@ -44,7 +44,7 @@ def run(
         float, typer.Option("--rate", min=0, help="Operations a second wanted; 0: all that go.")
     ] = 3000.0,
     target: Annotated[
-        str, typer.Option("--target", help="leader, follower, minority, majority or all.")
+        str, typer.Option("--target", help="leader, follower, minority, majority, all; client.")
     ] = "",
     nameserver: Annotated[
         str, typer.Option("--nameserver", metavar="HOST:PORT", help="A cluster of yours.")

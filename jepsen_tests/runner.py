@@ -235,7 +235,7 @@ class _Run:
             chance=random.Random(f"{self.options.seed}-targets"),
             run_id=self.run_id,
             client_hosts=self.clients,
-            worker_pids={worker.plan.host: worker.pid for worker in self.pool.workers},
+            worker_pids=self.pool.pids,
             target=self.options.target,
         )
         self.mortality = Mortality(

@@ -175,17 +175,6 @@ class ClusterUnderTest:
             return None
         return self._supervisor.exit_code(pid)
 
-    def process_state(self, name: str) -> str:
-        """Returns the kernel's letter for a process: `S`, `R`, `T` (stopped), empty if gone."""
-        pid = self.pid(name)
-        if pid is None:
-            return ""
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return ""
-        return text.rpartition(")")[2].split()[0]
-
     def stop_all(self, grace_s: float = 5.0) -> None:
         """Stops everything, the nameserver last."""
         plans = list(self._plans.values())
@@ -300,6 +289,15 @@ def describe(status: ClusterStatus) -> str:
         for r in group.replicas
     ]
     return "; ".join(parts)
+
+
+def process_state(pid: int) -> str:
+    """Returns the kernel's letter for a process: `S`, `R`, `T` (stopped), empty if gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
 
 
 def new_run_id(chance: random.Random | None = None) -> str:
