@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -117,6 +118,11 @@ class ClusterUnderTest:
         extra = [*given.get("*", ()), *given.get(replica, ())]
         if self.plan.wall_clocks:
             extra += ["--wall-clock", str(self.clock_file(replica))]
+        dial = self.addressing.dial(replica)
+        if dial:
+            path = home / "dial.json"
+            path.write_text(json.dumps(dial, indent=2), encoding="utf-8")
+            extra += ["--dial", str(path)]
         self._plans[replica] = ProcessPlan(
             name=replica,
             module=self.plan.broker_module,
