@@ -22,7 +22,7 @@ from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_
 from broker.long_polls import ParkedPull
 from broker.offset_resets import PendingResets
 from broker.pull_scan import Selection, Test
-from broker.reading import check_group, readable_topic
+from broker.reading import check_group, count_fetched, readable_topic
 from broker.sql_filter import SqlFilter, compile_sql
 from dledger.codes import PullFlag, ResponseCode
 from dledger.errors import (
@@ -142,14 +142,14 @@ class PullProcessor:
         """Answers or parks a pull.
 
         Raises:
-            NotLeaderError: This replica still replays its log; the leader shall answer.
+            NotLeaderError: This replica still replays its log, or lacks the part that a snapshot
+                it was given knows of; the leader shall answer.
             DLedgerError: Refused.
         """
         header = command.header(PullMessageHeader)
-        if self._replay_to and self._is_replaying():
+        if (self._replay_to and self._is_replaying()) or self._lacks_log():
             raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
-        self._context.counters.pulls += 1
         self._note_reset(pull)
         outcome = self._evaluate(pull, pull.offset)
         if outcome.must_confirm:
@@ -195,6 +195,10 @@ class PullProcessor:
         if context.raft.is_serving or context.store.applied_index >= target:
             self._replay_to = 0
         return self._replay_to > 0
+
+    def _lacks_log(self) -> bool:
+        """Whether a snapshot was installed here and the log has not reached it yet."""
+        return self._context.log.last_index < self._context.store.applied_index
 
     # --- events -----------------------------------------------------------------------------
 
@@ -320,10 +324,11 @@ class PullProcessor:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
         offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
-        if self._context.log.last_index < store.applied_index and start < offset_max:
-            # A snapshot was installed here, and the log has not reached it yet.
+        if self._lacks_log() and offset_min <= start < offset_max:
+            # A pull that waited while the snapshot came. Not the end of the queue: that would say
+            # that there is nothing where there is something.
             status = "OFFSET_OVERFLOW_ONE"
-            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, offset_max)
+            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, start)
         target = self._resets.target((pull.group, pull.topic_id, pull.queue_id))
         if target is not None and target != start:
             moved = ResponseCode.PULL_OFFSET_MOVED
@@ -401,8 +406,11 @@ class PullProcessor:
         if outcome.code == ResponseCode.SUCCESS:
             read = self._context.log.read
             body = [read(at, size) for at, size in outcome.slices]
-            self._context.counters.pulls_found += 1
-            self._context.counters.messages_out += outcome.message_count
+            size_bytes = sum(size for _, size in outcome.slices)
+            count = outcome.message_count
+            count_fetched(self._context, pull.group, pull.topic, count, size_bytes)
+        else:
+            self._context.statistics.found_nothing()
         ext = {
             "suggestWhichBrokerId": "0",
             "nextBeginOffset": str(outcome.next_offset),

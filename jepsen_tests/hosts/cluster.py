@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -117,6 +118,11 @@ class ClusterUnderTest:
         extra = [*given.get("*", ()), *given.get(replica, ())]
         if self.plan.wall_clocks:
             extra += ["--wall-clock", str(self.clock_file(replica))]
+        dial = self.addressing.dial(replica)
+        if dial:
+            path = home / "dial.json"
+            path.write_text(json.dumps(dial, indent=2), encoding="utf-8")
+            extra += ["--dial", str(path)]
         self._plans[replica] = ProcessPlan(
             name=replica,
             module=self.plan.broker_module,
@@ -175,17 +181,6 @@ class ClusterUnderTest:
             return None
         return self._supervisor.exit_code(pid)
 
-    def process_state(self, name: str) -> str:
-        """Returns the kernel's letter for a process: `S`, `R`, `T` (stopped), empty if gone."""
-        pid = self.pid(name)
-        if pid is None:
-            return ""
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return ""
-        return text.rpartition(")")[2].split()[0]
-
     def stop_all(self, grace_s: float = 5.0) -> None:
         """Stops everything, the nameserver last."""
         plans = list(self._plans.values())
@@ -208,13 +203,13 @@ class ClusterUnderTest:
         return self.directory / replica / "wall-clock"
 
     def wall_offset_ms(self, replica: str) -> int | None:
-        """Returns how far off a replica's wall time is by its own words; good to a second."""
+        """Returns how far off a replica's wall time is by its own words; good to its answer time.
+
+        None if it does not answer.
+        """
         address = self.addressing.control(replica)
         table = self.network.call(lambda: probe.broker_runtime(address, timeout_s=1.0))
-        if table is None:
-            return None
-        runtime_s = int(table["runtime"].strip("[] ").split()[0])
-        return int(table["bootTimestamp"]) + 1000 * runtime_s - self._clock.wall_ms()
+        return None if table is None else int(table["wallClockMs"]) - self._clock.wall_ms()
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -300,6 +295,15 @@ def describe(status: ClusterStatus) -> str:
         for r in group.replicas
     ]
     return "; ".join(parts)
+
+
+def process_state(pid: int) -> str:
+    """Returns the kernel's letter for a process: `S`, `R`, `T` (stopped), empty if gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
 
 
 def new_run_id(chance: random.Random | None = None) -> str:
