@@ -11,7 +11,8 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers lint fmt wheel clean
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers lint fmt wheel clean \
+        interop interop-java interop-go interop-node interop-standstill
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
@@ -19,6 +20,7 @@ help:
 	@echo "make jepsen-smoke   clusters of real processes under faults, judged; at most 6 minutes"
 	@echo "make jepsen-full    the same with every fault and workload; about an hour"
 	@echo "make check-checkers   the history checkers against brute force, and their speed"
+	@echo "make interop   RocketMQ's official clients against a cluster (JDK, Maven, Go, Node)"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make wheel  build the wheel into dist/"
@@ -53,6 +55,22 @@ jepsen-full: $(STAMP)
 check-checkers: $(STAMP)
 	$(BIN)/python -m jepsen_tests.checkers.agreement --short 100000 --registers 100000 --long 10000
 	$(BIN)/python benchmarks/jepsen_check.py 1000000
+
+# Official clients from their registries, which needs a JDK, Maven, Go and Node: docs/compatibility.md
+interop: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run
+
+interop-java: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run --client java-4.9.8 --client java-5.3.3
+
+interop-go interop-node: interop-%: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run --client $*
+
+# How long each official client stands still when the leader is killed: about half an hour.
+KILLS ?= 5
+interop-standstill: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run --standstill $(KILLS) --groups 1
+	PYTHONPATH=. $(BIN)/python -m interop.run --standstill $(KILLS) --groups 2
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
