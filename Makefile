@@ -11,7 +11,7 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers lint fmt wheel clean \
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls lint fmt wheel clean \
         interop interop-java interop-go interop-node interop-standstill
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make jepsen-smoke   clusters of real processes under faults, judged; at most 6 minutes"
 	@echo "make jepsen-full    the same with every fault and workload; about an hour"
 	@echo "make check-checkers   the history checkers against brute force, and their speed"
+	@echo "make check-controls   planted faults, each of which the simulation must find"
 	@echo "make interop   RocketMQ's official clients against a cluster (JDK, Maven, Go, Node)"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
@@ -55,6 +56,10 @@ jepsen-full: $(STAMP)
 check-checkers: $(STAMP)
 	$(BIN)/python -m jepsen_tests.checkers.agreement --short 100000 --registers 100000 --long 10000
 	$(BIN)/python benchmarks/jepsen_check.py 1000000
+
+# Minutes; writes the table in docs/simulation.md. The quick ones are part of the tests.
+check-controls: $(STAMP)
+	$(BIN)/python -m jepsen_tests.sim.control_table --jobs 2 --write
 
 # Official clients from their registries, which needs a JDK, Maven, Go and Node: docs/compatibility.md
 interop: $(STAMP)

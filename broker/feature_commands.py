@@ -1,4 +1,4 @@
-"""Commands of features that keep tables of their own: types 0x30 to 0x3F of the log.
+"""Commands of features that keep tables of their own: types 0x30 to 0x3F and 0x50 to 0x5F.
 
 Each feature's module holds the records of its commands and what applying them does; here is what
 they have in common: the type byte, the version and the way through the state machine. All are a
@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from broker import locks, offset_resets, transactions
+from broker import locks, offset_resets, pop_state, request_modes, transactions
 from broker.riders import MESSAGES_WITH_RIDERS, Boarded
 from dledger.errors import InvariantError
 from store.state_batch import WriteBatch
 
-FEATURE_TYPES: Final = range(0x30, 0x40)
+FEATURE_TYPES: Final = frozenset((*range(0x30, 0x40), *range(0x50, 0x60)))
 VERSION: Final = 1
 
 Buffer = bytes | bytearray | memoryview
@@ -34,6 +34,10 @@ class FeatureType(IntEnum):
     CHECKS_SENT = 0x34
     RESET_OFFSETS = 0x35
     RESETS_FOLLOWED = 0x36
+    POP_MESSAGES = 0x50
+    ACK_MESSAGES = 0x51
+    CHANGE_VISIBILITY = 0x52
+    SET_REQUEST_MODE = 0x53
 
 
 _Apply = Callable[[WriteBatch, Any, list[tuple[int, int]]], object]
@@ -44,6 +48,10 @@ _RECORDS: Final[dict[type[msgspec.Struct], FeatureType]] = {
     transactions.ChecksSent: FeatureType.CHECKS_SENT,
     offset_resets.ResetOffsets: FeatureType.RESET_OFFSETS,
     offset_resets.ResetsFollowed: FeatureType.RESETS_FOLLOWED,
+    pop_state.PopMessages: FeatureType.POP_MESSAGES,
+    pop_state.AckMessages: FeatureType.ACK_MESSAGES,
+    pop_state.ChangeVisibility: FeatureType.CHANGE_VISIBILITY,
+    request_modes.SetRequestMode: FeatureType.SET_REQUEST_MODE,
 }
 _APPLY: Final[dict[FeatureType, _Apply]] = {
     FeatureType.LOCK_QUEUES: lambda batch, command, _: locks.apply_lock(batch.rows, command),
@@ -54,6 +62,12 @@ _APPLY: Final[dict[FeatureType, _Apply]] = {
     ),
     FeatureType.RESET_OFFSETS: offset_resets.apply_reset,
     FeatureType.RESETS_FOLLOWED: offset_resets.apply_followed,
+    FeatureType.POP_MESSAGES: lambda batch, command, _: pop_state.apply_pop(batch, command),
+    FeatureType.ACK_MESSAGES: lambda batch, command, _: pop_state.apply_acks(batch, command),
+    FeatureType.CHANGE_VISIBILITY: lambda batch, command, _: pop_state.apply_changes(
+        batch, command
+    ),
+    FeatureType.SET_REQUEST_MODE: lambda batch, command, _: request_modes.apply(batch, command),
 }
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     type_: msgspec.msgpack.Decoder(record) for record, type_ in _RECORDS.items()
@@ -98,14 +112,20 @@ def apply_feature(batch: WriteBatch, body: Buffer, resets: list[tuple[int, int]]
 
 def apply_rider(batch: WriteBatch, rider: Boarded) -> None:
     """Applies what rides with messages that were stored."""
-    transactions.apply_rider(batch.rows, rider)
+    if rider.kind == pop_state.ENDED_RIDER:
+        pop_state.apply_rider(batch, rider)
+    else:
+        transactions.apply_rider(batch.rows, rider)
 
 
 def topic_deleted(batch: WriteBatch, topic_id: int) -> None:
     """Removes what features hold of a topic."""
     offset_resets.drop_topic(batch.rows, topic_id)
+    pop_state.drop_topic(batch.rows, topic_id)
 
 
 def group_deleted(batch: WriteBatch, name: str) -> None:
     """Removes what features hold of a group that is deleted with its offsets."""
     offset_resets.drop_group(batch.rows, name)
+    pop_state.drop_group(batch.rows, name)
+    request_modes.drop_group(batch.rows, name)

@@ -18,9 +18,9 @@ from broker.messages_command import EncodedMessage
 from dledger.codes import MESSAGE_BODY_BYTES_MAX, PROPERTIES_BYTES_MAX, MessageFlag
 from dledger.errors import InvalidParameterError, MessageRejectedError, PermissionDeniedError
 from dledger.message import (
+    StoredTemplate,
     decode_properties,
     encode_properties,
-    encode_stored,
     get_property,
     iter_batch,
     java_hash,
@@ -35,6 +35,10 @@ _TRANSACTION_BITS = int(MessageFlag.TRANSACTION_ROLLBACK)
 _PREPARED = int(MessageFlag.TRANSACTION_PREPARED)
 _TAGS, _KEYS, _UNIQUE_KEY = b"TAGS", b"KEYS", b"UNIQ_KEY"
 _TAG_HASHES_MAX = 4096
+_PLAIN_MAX = 4096
+_PLAIN_BYTES_MAX = 256
+_TEMPLATES_MAX = 4096
+_UNIQUE_KEY_MARK = b"UNIQ_KEY\x01"
 
 
 class SendFields(Protocol):
@@ -80,6 +84,11 @@ class MessageIntake:
         )
         # Few different tags are used over and over; hashing one takes longer than finding it.
         self._tag_hashes: dict[bytes, int] = {}
+        # What stands beside UNIQ_KEY in the properties of batched messages, if nothing in it needs
+        # the broker's attention -> hash of its tag.  Bounded.
+        self._plain: dict[bytes, int] = {}
+        # Bounded; mostly one for each pair of a connection and a queue.
+        self._templates: dict[tuple[str, int, int, int, bytes], StoredTemplate] = {}
 
     def encode(
         self,
@@ -110,47 +119,88 @@ class MessageIntake:
             raise PermissionDeniedError("a transactional message cannot be in a batch")
         if header.reconsume_times < 0:
             raise InvalidParameterError("reconsumeTimes must not be negative")
-        topic_raw = topic.encode()
+        sys_flag = header.sys_flag & ~_TRANSACTION_BITS
+        place = (topic, queue_id, sys_flag, header.reconsume_times, born_host)
+        template = self._templates.get(place) or self._new_template(place)
+        born = template.born(header.born_timestamp_ms)
+        if is_batch:
+            return Intake(self._encode_batch(template, born, body), "")
+        try:
+            raw = header.properties.encode()
+        except UnicodeEncodeError as error:
+            raise MessageRejectedError("message properties hold a lone surrogate") from error
+        message = self._encode_one(template, born, header.flag, body, raw)
+        _check_stored((message,))
+        return Intake([message], str(message.unique_key, "utf-8", "replace"))
+
+    def _encode_batch(
+        self, template: StoredTemplate, born: bytes, body: bytes
+    ) -> list[EncodedMessage]:
+        """Returns the messages of a batch; all are decoded before any is stored.
+
+        Most messages of a producer differ in nothing but body and unique key; for those, what
+        else is in their properties is looked at once. Several searches in the properties of each
+        message would cost more than all the rest.
+        """
+        if len(body) > STORED_BYTES_MAX:
+            raise MessageRejectedError(f"batch of {len(body)} bytes exceeds {STORED_BYTES_MAX}")
         stored: list[EncodedMessage] = []
-        total_bytes = 0
-        unique = ""
-        for flag, piece, raw in self._elements(header, body, is_batch=is_batch):
-            if len(stored) >= BATCH_COUNT_MAX:
+        add, encode, plain, suffix = stored.append, template.encode, self._plain, self._suffix
+        for flag, piece, raw in iter_batch(body):
+            if len(stored) == BATCH_COUNT_MAX:
                 raise MessageRejectedError(f"batch of more than {BATCH_COUNT_MAX} messages")
-            if len(piece) > MESSAGE_BODY_BYTES_MAX:
-                raise MessageRejectedError(
-                    f"message body of {len(piece)} bytes exceeds {MESSAGE_BODY_BYTES_MAX}"
-                )
-            if is_batch and is_delayed(raw):
+            at = raw.find(_UNIQUE_KEY_MARK)
+            if at >= 0 and (at == 0 or raw[at - 1] == 2) and len(raw) <= _PLAIN_BYTES_MAX:
+                stop = raw.find(b"\x02", at)
+                key = raw[at + len(_UNIQUE_KEY_MARK) : stop]
+                others = raw[:at] + raw[stop + 1 :]
+                tag_hash = plain.get(others)
+                if tag_hash is not None and key.isalnum():
+                    _check_body(piece)
+                    add(EncodedMessage(encode(born, flag, piece, raw + suffix), tag_hash, key))
+                    continue
+            else:
+                key = others = b""
+            if is_delayed(raw):
                 raise MessageRejectedError("delayed messages in a batch are not supported")
-            properties, unique_key = self._complete(raw)
-            record = encode_stored(
-                topic=topic_raw,
-                queue_id=queue_id,
-                flag=flag,
-                queue_offset=0,
-                physical_offset=0,
-                sys_flag=header.sys_flag & ~_TRANSACTION_BITS,
-                born_timestamp_ms=header.born_timestamp_ms,
-                born_host=born_host,
-                store_timestamp_ms=0,
-                store_host=self._store_host,
-                reconsume_times=header.reconsume_times,
-                prepared_transaction_offset=0,
-                body=piece,
-                properties=properties,
-            )
-            total_bytes += len(record)
-            stored.append(self._encoded(record, properties, unique_key))
-            if not is_batch:
-                unique = str(unique_key, "utf-8", "replace")
+            message = self._encode_one(template, born, flag, piece, raw)
+            add(message)
+            # Stored as it came, and nothing indexed but the tag and the key: so is the next one.
+            if key.isalnum() and message.stored.endswith(raw + suffix) and not message.keys:
+                if len(plain) >= _PLAIN_MAX:
+                    plain.clear()
+                plain[others] = message.tag_hash
         if not stored:
             raise MessageRejectedError("a batch without messages")
-        if total_bytes > STORED_BYTES_MAX:
-            raise MessageRejectedError(
-                f"{len(stored)} messages of {total_bytes} stored bytes exceed {STORED_BYTES_MAX}"
-            )
-        return Intake(stored, unique)
+        _check_stored(stored)
+        return stored
+
+    def _encode_one(
+        self,
+        template: StoredTemplate,
+        born: bytes,
+        flag: int,
+        body: bytes | memoryview,
+        raw: bytes,
+    ) -> EncodedMessage:
+        _check_body(body)
+        properties, unique_key = self._complete(raw)
+        return self._encoded(template.encode(born, flag, body, properties), properties, unique_key)
+
+    def _new_template(self, place: tuple[str, int, int, int, bytes]) -> StoredTemplate:
+        topic, queue_id, sys_flag, reconsume_times, born_host = place
+        template = StoredTemplate(
+            topic=topic.encode(),
+            queue_id=queue_id,
+            sys_flag=sys_flag,
+            born_host=born_host,
+            store_host=self._store_host,
+            reconsume_times=reconsume_times,
+        )
+        if len(self._templates) >= _TEMPLATES_MAX:
+            self._templates.clear()
+        self._templates[place] = template
+        return template
 
     def indexed(self, record: bytes, properties: bytes) -> EncodedMessage:
         """Returns a message that this broker made of a stored one, with what is indexed of it."""
@@ -159,20 +209,6 @@ class MessageIntake:
     def hidden(self, message: EncodedMessage) -> EncodedMessage:
         """Returns a message that no key leads to."""
         return EncodedMessage(message.stored)
-
-    def _elements(
-        self, header: SendFields, body: bytes, *, is_batch: bool
-    ) -> list[tuple[int, bytes | memoryview, bytes]]:
-        if is_batch:
-            if len(body) > STORED_BYTES_MAX:
-                raise MessageRejectedError(f"batch of {len(body)} bytes exceeds {STORED_BYTES_MAX}")
-            # All are decoded before any is stored: a torn batch loses nothing.
-            return [(e.flag, e.body, e.properties) for e in iter_batch(body)]
-        try:
-            raw = header.properties.encode()
-        except UnicodeEncodeError as error:
-            raise MessageRejectedError("message properties hold a lone surrogate") from error
-        return [(header.flag, body, raw)]
 
     def _complete(self, raw: bytes) -> tuple[bytes, bytes]:
         """Returns the properties to store, and the unique key in them.
@@ -219,6 +255,21 @@ class MessageIntake:
                 self._tag_hashes.clear()
             known = self._tag_hashes[tags] = java_hash(str(tags, "utf-8", "replace"))
         return known
+
+
+def _check_body(body: bytes | memoryview) -> None:
+    if len(body) > MESSAGE_BODY_BYTES_MAX:
+        raise MessageRejectedError(
+            f"message body of {len(body)} bytes exceeds {MESSAGE_BODY_BYTES_MAX}"
+        )
+
+
+def _check_stored(messages: Sequence[EncodedMessage]) -> None:
+    total_bytes = sum([len(message.stored) for message in messages])
+    if total_bytes > STORED_BYTES_MAX:
+        raise MessageRejectedError(
+            f"{len(messages)} messages of {total_bytes} stored bytes exceed {STORED_BYTES_MAX}"
+        )
 
 
 def _without_broker_names(raw: bytes) -> bytes:

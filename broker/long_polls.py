@@ -122,6 +122,10 @@ class LongPolls:
             self._remove(pull)
         return woken
 
+    def waiting(self, topic_id: int, queue_id: int) -> list[ParkedPull]:
+        """Returns the pulls that wait at a queue; they stay."""
+        return list(self._queues.get((topic_id, queue_id), ()))
+
     def expire(self, now_ms: int) -> list[ParkedPull]:
         """Takes out the pulls whose deadline has passed."""
         expired: list[ParkedPull] = []

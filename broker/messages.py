@@ -55,6 +55,23 @@ class MessageReader:
         after = first_at_or_after(offset_min, offset_max, timestamp_ms + 1, read)
         return after if after == offset_max else max(offset_min, after - 1)
 
+    def begins_young(self, topic_id: int, queue_id: int, young_bytes: int) -> bool:
+        """Tells whether a queue holds its first message still, and that not far from the end.
+
+        Args:
+            topic_id, queue_id: The queue.
+            young_bytes: How far is not far; 0: no queue is young.
+        """
+        if young_bytes == 0 or queue_id < 0:
+            return False
+        offset_min, offset_max = self._store.queue_bounds(topic_id, queue_id)
+        if offset_min > 0:
+            return False
+        if offset_max == 0:
+            return True
+        unit = self._store.read_units(topic_id, queue_id, 0, 1)[0]
+        return self._log.offset_end - unit.physical_offset <= young_bytes
+
     def view(self, physical_offset: int) -> memoryview | None:
         """Returns the stored message that begins at a physical offset, None if none does.
 

@@ -11,6 +11,8 @@ from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
 from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
+from broker.processors.pop import PopProcessor
+from broker.processors.pop_acks import PopAckProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
@@ -43,6 +45,8 @@ class Processors:
     locks: LockProcessor
     transactions: TransactionProcessor
     resets: ResetProcessor
+    pop: PopProcessor
+    pop_acks: PopAckProcessor
 
 
 def make_routes(
@@ -80,6 +84,13 @@ def make_routes(
         Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
         Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
         Code.END_TRANSACTION: background(p.transactions.end),
+        Code.POP_MESSAGE: p.pop.pop,
+        Code.PEEK_MESSAGE: p.pop.peek,
+        Code.NOTIFICATION: p.pop.notify,
+        Code.POLLING_INFO: p.pop.polling_info,
+        Code.ACK_MESSAGE: p.pop_acks.ack,
+        Code.BATCH_ACK_MESSAGE: p.pop_acks.batch_ack,
+        Code.CHANGE_MESSAGE_INVISIBLETIME: p.pop_acks.change,
         Code.LOCK_BATCH_MQ: background(p.locks.lock),
         Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),
     }

@@ -29,6 +29,7 @@ from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
+from broker.popping import Popping, make_popping
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -86,6 +87,7 @@ class _Parts:
     catalog: Catalog
     commits: OffsetCommits
     pulls: PullProcessor
+    popping: Popping
     clients: ClientProcessor
     registrar: Registrar
     timers: TimerDelivery
@@ -120,6 +122,7 @@ class Broker:
         boot_id: Callable[[], str] = machine_boot_id,
         unique_keys: UniqueKeyGenerator | None = None,
         engine_class: type[Engine] = Engine,
+        transport_class: type[TcpTransport] = TcpTransport,
     ) -> None:
         """Prepares a broker; nothing is opened yet.
 
@@ -133,6 +136,7 @@ class Broker:
             boot_id: Changes whenever the machine boots: then the state is rebuilt from the log.
             unique_keys: Ids for messages that come without one.
             engine_class: For the fault-injection harness, which plants faults in subclasses.
+            transport_class: Carries Raft's messages; tests cut links in a subclass.
         """
         self.config = config
         self._clock = clock or SystemClock()
@@ -143,6 +147,7 @@ class Broker:
         self._boot_id = boot_id
         self._unique_keys = unique_keys or UniqueKeyGenerator()
         self._engine_class = engine_class
+        self._transport_class = transport_class
         self._tasks = Tasks(self._on_fatal)
         self._parts: _Parts | None = None
         self._dispatcher: Dispatcher | None = None
@@ -247,23 +252,32 @@ class Broker:
         parts = self._parts
         if parts is None:
             return
-        is_healthy = self._failure is None
-        if is_healthy:
+        if self._failure is None:
             # Clients are served meanwhile; what needs a leader is forwarded to the new one.
             await hand_over(parts.raft)
             await parts.registrar.stop(UNREGISTER_S)
+        await self._end(parts, is_orderly=self._failure is None)
+
+    async def crash(self) -> None:
+        """Ends as a killed process does: nobody is told, nothing is marked as clean. For tests."""
+        if self._parts is not None:
+            self._parts.raft.crash()
+            await self._end(self._parts, is_orderly=False)
+
+    async def _end(self, parts: _Parts, *, is_orderly: bool) -> None:
         parts.pulls.close()
+        parts.popping.pops.close()
         parts.commits.close()
         parts.timers.close()
         parts.clients.close()
-        await self._server.stop(self.config.timing.drain_s if is_healthy else 0)
+        await self._server.stop(self.config.timing.drain_s if is_orderly else 0)
         await parts.raft.stop()
         await self._tasks.close()
         await parts.client.close()
         await parts.installer.close()
         # A copy that is being made reads the state.
         self._maintenance.close()
-        parts.stores.close(clean=is_healthy)
+        parts.stores.close(clean=is_orderly)
         self._parts = None
         logger.info("broker stopped: replica=%s", self.config.replica_id)
 
@@ -281,6 +295,7 @@ class Broker:
         parts = self._parts
         if parts is not None:
             parts.pulls.connection_lost(connection)
+            parts.popping.pops.connection_lost(connection)
             parts.clients.connection_lost(connection)
 
     # --- RaftListener -------------------------------------------------------------------------
@@ -382,7 +397,7 @@ class Broker:
     ) -> RaftNode:
         config = self.config
         others = [replica for replica in config.replicas if replica.id != config.replica_id]
-        transport = TcpTransport(
+        transport = self._transport_class(
             TransportConfig(
                 cluster_name=config.cluster_name,
                 group_name=config.broker_name,
@@ -437,6 +452,14 @@ class Broker:
             store, raft, context.appender, context.clock, on_fatal=self._on_fatal
         )
         delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
+        popping = make_popping(
+            context,
+            catalog,
+            reader,
+            resets.pending,
+            store_host=store_host,
+            redirect=dispatcher.redirect,
+        )
         processors = routes.Processors(
             send=SendProcessor(
                 context,
@@ -468,10 +491,14 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            pop=popping.pops,
+            pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
         registrar = Registrar(context, catalog, client, config.nameservers)
-        for listener in (lock_clock, transactions, forwarder, registrar, timers, self):
+        popping_parts = (popping.dead_letters, popping.pops)
+        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
+        for listener in mine:
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -484,6 +511,7 @@ class Broker:
             catalog=catalog,
             commits=commits,
             pulls=processors.pull,
+            popping=popping,
             clients=processors.clients,
             registrar=registrar,
             timers=timers,
@@ -496,6 +524,7 @@ class Broker:
         if parts is not None:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
+            parts.popping.pops.topics_changed()
 
     def _make_forwarder(
         self,
@@ -535,6 +564,7 @@ class Broker:
             return
         if effects.queues:
             parts.pulls.queues_grew(effects.queues)
+            parts.popping.pops.queues_grew(effects.queues)
         if effects.checkpoint is not None:
             # Not from within an apply.
             asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
@@ -545,6 +575,7 @@ class Broker:
         if effects.topics:
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
+            parts.popping.pops.topics_changed()
 
     def _log_digest(self, index: int, digest: bytes) -> None:
         """On the leader: lets every replica compare its state after that entry with this one's."""

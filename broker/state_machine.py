@@ -38,6 +38,7 @@ from broker.feature_commands import (
     topic_deleted,
 )
 from broker.messages_command import KeyGroup, decode_messages
+from broker.pop_state import Popped
 from broker.riders import MESSAGES_WITH_RIDERS, decode_riders
 from dledger.errors import StoreError, invariant
 from dledger.model import TopicConfig
@@ -216,6 +217,8 @@ def _summary(result: object) -> object:
         return result.topic_id
     if isinstance(result, MessagesApplied):
         return result.missing_topic_ids
+    if isinstance(result, Popped) or type(result) is tuple:
+        return tuple(result)
     return result if isinstance(result, (int, bool)) else None
 
 

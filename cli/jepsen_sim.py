@@ -14,7 +14,7 @@ from cli.errors import CommandError, ExitCode
 from cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from jepsen_tests.sim.explorer import Summary
+    from jepsen_tests.sim.explorer import Job, Summary
     from jepsen_tests.sim.scenario import Result
 
 
@@ -46,9 +46,9 @@ def sim(
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Simulate many runs: exit 0 if nothing was violated, 4 if something was."""
+    """Simulate many runs: exit 0 if nothing was violated, 4 if something was, 5 if interrupted."""
     from jepsen_tests.sim.controls import CONTROLS
-    from jepsen_tests.sim.explorer import Job, explore, replay
+    from jepsen_tests.sim.explorer import Interrupted, Job, explore, replay
 
     if layer not in ("raft", "broker"):
         raise CommandError("--layer must be raft or broker", ExitCode.USAGE)
@@ -76,56 +76,73 @@ def sim(
             say(f"{violation.rule} at {violation.at_s:.3f} s: {violation.text}")
         say(f"seed {first}: {'valid' if result.is_valid else 'VIOLATED'}, digest {result.digest}")
         raise typer.Exit(ExitCode.DONE if result.is_valid else ExitCode.VIOLATION)
-    progress = Progress(seeds, quiet=json_output)
-    summary = explore(job, progress.add)
+    progress = Progress(job)
+    ended = ExitCode.DONE
+    try:
+        summary = explore(job, progress.add)
+    except Interrupted as error:
+        summary, ended = error.summary, ExitCode.UNDECIDED
     progress.end()
     if json_output:
-        say_json({"layer": layer, "first": first, "control": control, **summary.to_dict()})
+        facts = summary.to_dict(job)
+        say_json({"layer": layer, "first": first, "control": control, **facts})
     else:
-        _show(summary, layer)
-    raise typer.Exit(ExitCode.VIOLATION if summary.violating else ExitCode.DONE)
+        _show(summary, job)
+    raise typer.Exit(ExitCode.VIOLATION if summary.violating else ended)
 
 
 class Progress:
-    """One line on standard error, twice a second at most, and a line for each violation."""
+    """How far it is, on standard error, and a line for each violation.
 
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        self._total = total
-        self._quiet = quiet or not sys.stderr.isatty()
+    On a terminal one line that changes twice a second; in a file one line a minute.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._is_terminal = sys.stderr.isatty()
+        self._every_s = 0.5 if self._is_terminal else 60.0
         self._done = 0
-        self._violations = 0
+        self._violating = 0
         self._begin = self._shown = time.monotonic()
 
     def add(self, result: Result) -> None:
         """Counts one run."""
         self._done += 1
         if not result.is_valid:
-            self._violations += 1
+            self._violating += 1
             first = result.violations[0]
             self._clear()
             print(f"seed {result.seed}: {first.rule}: {first.text}"[:300], file=sys.stderr)
+            print(f"  again: {self._job.replay_command(result.seed)}", file=sys.stderr, flush=True)
         now = time.monotonic()
-        if not self._quiet and now - self._shown >= 0.5:
+        if now - self._shown >= self._every_s:
             self._shown = now
-            rate = self._done / (now - self._begin)
-            text = f"{self._done}/{self._total} seeds, {rate:.1f}/s, {self._violations} violating"
-            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+            rate = self._done / (now - self._begin) * 3600
+            left_s = (self._job.seeds - self._done) / rate * 3600
+            text = (
+                f"{self._done:,}/{self._job.seeds:,} seeds, {rate:,.0f}/h, "
+                f"{self._violating} violating, {left_s / 60:.1f} min left"
+            )
+            start, end = ("\r", "\x1b[K") if self._is_terminal else ("", "\n")
+            print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Removes the line."""
         self._clear()
 
     def _clear(self) -> None:
-        if not self._quiet:
+        if self._is_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _show(summary: Summary, layer: str) -> None:
-    facts: dict[str, Any] = summary.to_dict()
+def _show(summary: Summary, job: Job) -> None:
+    facts: dict[str, Any] = summary.to_dict(job)
+    if facts["seeds"] < job.seeds:
+        say(f"ended after {facts['seeds']:,} of {job.seeds:,} seeds")
     say(
-        f"{facts['seeds']} seeds of the {layer} layer: {facts['violatingSeeds']} violating; "
+        f"{facts['seeds']} seeds of the {job.layer} layer: {facts['violatingSeeds']} violating; "
         f"{facts['operations']:,} operations, {facts['acknowledged']:,} acknowledged, "
-        f"{facts['elections']:,} elections"
+        f"{facts['elections']:,} elections, {facts['snapshotsInstalled']:,} snapshots installed"
     )
     say(
         f"{facts['virtualSeconds']:,} virtual s in {facts['cpuSeconds']:,} s of processor "
@@ -138,3 +155,6 @@ def _show(summary: Summary, layer: str) -> None:
                 f"seed {found['seed']} at {violation['atSeconds']:.3f} s "
                 f"{violation['rule']}: {violation['text']}"
             )
+        say(f"  again: {found['replay']}")
+    if job.out is not None and summary.violating:
+        say(f"histories and traces: {job.out}")

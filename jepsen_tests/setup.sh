@@ -5,7 +5,7 @@
 set -eu
 
 missing=""
-for pair in ip:iproute2 nft:nftables strace:strace mkfs.ext4:e2fsprogs losetup:mount \
+for pair in ip:iproute2 nft:nftables ethtool:ethtool strace:strace mkfs.ext4:e2fsprogs losetup:mount \
     unshare:util-linux nsenter:util-linux prlimit:util-linux; do
     tool=${pair%%:*}
     package=${pair#*:}

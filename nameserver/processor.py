@@ -11,14 +11,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 from dledger.clock import Clock
-from dledger.codes import RequestCode, ResponseCode
+from dledger.codes import ORDER_TOPIC_NAMESPACE, RequestCode, ResponseCode
 from dledger.errors import DLedgerError, InvalidParameterError, PermissionDeniedError
 from dledger.model import TopicConfig
 from dledger.remoting import bodies, headers
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection
 from nameserver.key_value_file import KeyValueFile
-from nameserver.key_values import ORDER_TOPIC_NAMESPACE, KeyValueTable
+from nameserver.key_values import KeyValueTable
 from nameserver.route_table import (
     LEADER_ID,
     DataVersion,

@@ -236,6 +236,17 @@ class WriteBatch:
             count += 1
         return count
 
+    def consumer_offset(self, group: str, topic_id: int, queue_id: int) -> int | None:
+        """Returns a consumer offset as this batch has made it, None if none is stored."""
+        name = group.encode()
+        key = keys.consumer_offset_key(name, topic_id, queue_id)
+        value = self._offsets.get(key)
+        if value is None and name not in self._dead_offset_groups:
+            database = self._environment.databases["consumer_offsets"]
+            with self._environment.read() as transaction:
+                value = transaction.get(key, db=database)
+        return None if value is None else int(keys.CONSUMER_OFFSET.unpack(value)[0])
+
     def append_units(
         self, topic_id: int, queue_id: int, first_offset: int, units: Buffer
     ) -> int | None:

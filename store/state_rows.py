@@ -7,7 +7,6 @@ a log entry may read, decide and write.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from store.lmdb_env import LmdbEnvironment, WriteTransaction
@@ -15,7 +14,8 @@ from store.lmdb_env import LmdbEnvironment, WriteTransaction
 LOCKS: Final = "locks"
 TRANSACTIONS: Final = "transactions"
 OFFSET_RESETS: Final = "offset_resets"
-ROW_DATABASES: Final = (LOCKS, TRANSACTIONS, OFFSET_RESETS)
+POP: Final = "pop"
+ROW_DATABASES: Final = (LOCKS, TRANSACTIONS, OFFSET_RESETS, POP)
 
 _ROW_ROOM_BYTES: Final = 4096  # one touched page for each changed row, as an estimate
 
@@ -62,33 +62,38 @@ class RowChanges:
     def __init__(self, environment: LmdbEnvironment) -> None:
         self._environment = environment
         self._reader = RowReader(environment)
-        # None: deleted.
-        self._changes: dict[tuple[str, bytes], bytes | None] = {}
+        # By database and key. None: deleted.
+        self._changes: dict[str, dict[bytes, bytes | None]] = {
+            database: {} for database in ROW_DATABASES
+        }
 
     def get(self, database: str, key: bytes) -> bytes | None:
         """Returns the value of a key as this batch has made it, or None."""
-        change = (database, key)
-        if change in self._changes:
-            return self._changes[change]
-        return self._reader.get(database, key)
+        changes = self._changes[database]
+        return changes[key] if key in changes else self._reader.get(database, key)
 
     def put(self, database: str, key: bytes, value: bytes) -> None:
         """Sets a row."""
-        self._changes[database, key] = value
+        self._changes[database][key] = value
 
     def delete(self, database: str, key: bytes) -> None:
         """Removes a row, if there is one."""
-        self._changes[database, key] = None
+        self._changes[database][key] = None
 
-    def scan(self, database: str, prefix: bytes, *, limit: int) -> list[tuple[bytes, bytes]]:
-        """Returns rows by prefix in order of their keys, as this batch has made them."""
+    def scan(
+        self, database: str, prefix: bytes, *, start: bytes = b"", limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Returns rows by prefix in order of their keys, as this batch has made them.
+
+        Args: as `RowReader.scan`.
+        """
         changed = {
             key: value
-            for (name, key), value in self._changes.items()
-            if name == database and key.startswith(prefix)
+            for key, value in self._changes[database].items()
+            if key.startswith(prefix) and key >= start
         }
         # Changed rows may be gone: read so many more.
-        stored = self._reader.scan(database, prefix, limit=limit + len(changed))
+        stored = self._reader.scan(database, prefix, start=start, limit=limit + len(changed))
         rows = dict(stored)
         for key, value in changed.items():
             if value is None:
@@ -100,16 +105,18 @@ class RowChanges:
     @property
     def bytes_estimate(self) -> int:
         """About how many bytes of pages the changes touch."""
-        return sum(_ROW_ROOM_BYTES + 2 * len(value or b"") for value in self._changes.values())
+        return sum(
+            _ROW_ROOM_BYTES + 2 * len(value or b"")
+            for changes in self._changes.values()
+            for value in changes.values()
+        )
 
     def execute(self, transaction: WriteTransaction) -> None:
         """Writes the changes."""
-        for database, key, value in self._sorted():
-            if value is None:
-                transaction.delete(key, db=self._environment.databases[database])
-            else:
-                transaction.put(key, value, db=self._environment.databases[database])
-
-    def _sorted(self) -> Iterator[tuple[str, bytes, bytes | None]]:
-        for (database, key), value in sorted(self._changes.items(), key=lambda item: item[0]):
-            yield database, key, value
+        for name, changes in self._changes.items():
+            database = self._environment.databases[name]
+            for key, value in sorted(changes.items(), key=lambda item: item[0]):
+                if value is None:
+                    transaction.delete(key, db=database)
+                else:
+                    transaction.put(key, value, db=database)

@@ -191,18 +191,11 @@ class OffsetProcessor:
         return False
 
     def _begins_young(self, name: str, queue_id: int) -> bool:
-        """Tells whether a queue holds its first message still, and that not far from the end."""
         topic = self._context.store.topic(name)
         young_bytes = self._context.config.young_queue_bytes
-        if topic is None or young_bytes == 0 or queue_id < 0:
-            return False
-        offset_min, offset_max = self._context.store.queue_bounds(topic.topic_id, queue_id)
-        if offset_min > 0:
-            return False
-        if offset_max == 0:
-            return True
-        unit = self._context.store.read_units(topic.topic_id, queue_id, 0, 1)[0]
-        return self._context.log.offset_end - unit.physical_offset <= young_bytes
+        return topic is not None and self._reader.begins_young(
+            topic.topic_id, queue_id, young_bytes
+        )
 
     def _bounds(self, name: str, queue_id: int) -> tuple[int, int]:
         topic = self._topic(name)

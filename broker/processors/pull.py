@@ -22,20 +22,18 @@ from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_
 from broker.long_polls import ParkedPull
 from broker.offset_resets import PendingResets
 from broker.pull_scan import Selection, Test
+from broker.reading import check_group, readable_topic
 from broker.sql_filter import SqlFilter, compile_sql
-from dledger.codes import Permission, PullFlag, ResponseCode
+from dledger.codes import PullFlag, ResponseCode
 from dledger.errors import (
     DLedgerError,
     FlowControlError,
-    GroupNotFoundError,
-    InvalidParameterError,
     NotLeaderError,
     PermissionDeniedError,
     RequestError,
     TopicNotFoundError,
 )
-from dledger.message import stored_properties, validate_group
-from dledger.model import TopicConfig
+from dledger.message import stored_properties
 from dledger.remoting.bodies import SubscriptionData
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import PullMessageHeader
@@ -50,7 +48,6 @@ UNITS_SCANNED_MAX = 8192
 # A condition in SQL looks at the messages themselves.
 MESSAGES_TESTED_MAX = 1024
 
-_READ = int(Permission.READ)
 _ALL_OFFSETS = 1 << 62
 # As a client announces itself whose consumers look at the tags of what they get.
 _FILTERS_TAGS_ITSELF = "JAVA"
@@ -147,11 +144,12 @@ class PullProcessor:
         """Answers or parks a pull.
 
         Raises:
-            NotLeaderError: This replica still replays its log; the leader shall answer.
+            NotLeaderError: This replica still replays its log, or lacks the part that a snapshot
+                it was given knows of; the leader shall answer.
             DLedgerError: Refused.
         """
         header = command.header(PullMessageHeader)
-        if self._replay_to and self._is_replaying():
+        if (self._replay_to and self._is_replaying()) or self._lacks_log():
             raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
         self._context.counters.pulls += 1
@@ -200,6 +198,10 @@ class PullProcessor:
         if context.raft.is_serving or context.store.applied_index >= target:
             self._replay_to = 0
         return self._replay_to > 0
+
+    def _lacks_log(self) -> bool:
+        """Whether a snapshot was installed here and the log has not reached it yet."""
+        return self._context.log.last_index < self._context.store.applied_index
 
     # --- events -----------------------------------------------------------------------------
 
@@ -325,10 +327,11 @@ class PullProcessor:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
         offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
-        if self._context.log.last_index < store.applied_index and start < offset_max:
-            # A snapshot was installed here, and the log has not reached it yet.
+        if self._lacks_log() and offset_min <= start < offset_max:
+            # A pull that waited while the snapshot came. Not the end of the queue: that would say
+            # that there is nothing where there is something.
             status = "OFFSET_OVERFLOW_ONE"
-            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, offset_max)
+            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, start)
         target = self._resets.target((pull.group, pull.topic_id, pull.queue_id))
         if target is not None and target != start:
             moved = ResponseCode.PULL_OFFSET_MOVED
@@ -420,8 +423,8 @@ class PullProcessor:
 
     def _admit(self, connection: Connection, command: Command, header: PullMessageHeader) -> Pull:
         config = self._context.config
-        topic = self._readable_topic(header)
-        self._check_group(header.consumer_group)
+        topic = readable_topic(self._context, header.topic, header.queue_id)
+        check_group(self._context, self._catalog, header.consumer_group)
         pull = Pull(connection, command)
         pull.group = header.consumer_group
         pull.topic, pull.topic_id = topic.name, topic.topic_id
@@ -439,32 +442,6 @@ class PullProcessor:
                 header.consumer_group, topic.name, header.queue_id, header.commit_offset
             )
         return pull
-
-    def _readable_topic(self, header: PullMessageHeader) -> TopicConfig:
-        topic = self._context.store.topic(header.topic)
-        if topic is None:
-            if not self._context.raft.is_serving:
-                raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
-            raise TopicNotFoundError(f"topic[{header.topic}] not exist, apply first please!")
-        if not topic.permission & _READ:
-            raise PermissionDeniedError(f"the topic[{topic.name}] pulling message is forbidden")
-        if not 0 <= header.queue_id < topic.read_queue_count:
-            raise InvalidParameterError(
-                f"queueId[{header.queue_id}] is illegal, topic:[{topic.name}] "
-                f"topicConfig.readQueueNums:[{topic.read_queue_count}]"
-            )
-        return topic
-
-    def _check_group(self, name: str) -> None:
-        group = self._context.store.group(name)
-        if group is not None:
-            if not group.consume_enable:
-                raise PermissionDeniedError(f"subscription group no permission, {name}")
-            return
-        validate_group(name)
-        if not self._catalog.may_create_group(name):
-            raise GroupNotFoundError(f"subscription group [{name}] does not exist")
-        self._catalog.ensure_group_soon(name)
 
     def _filter(
         self, header: PullMessageHeader, language: str

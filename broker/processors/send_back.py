@@ -26,9 +26,6 @@ from dledger.message import (
     Property,
     decode_stored,
     encode_properties,
-    encode_stored,
-    pack_host,
-    tag_hash,
 )
 from dledger.model import GroupConfig, TopicConfig
 from dledger.remoting.commands import Command
@@ -137,30 +134,14 @@ class SendBackProcessor:
         if parking is not None:
             place, place_queue = self._delays.topic_of(parking), parking.queue_id
             raw = parking.properties.encode()
-        message = decode_stored(stored, decompress=False)
-        born_ip, _, born_port = message.born_host.rpartition(":")
-        record = encode_stored(
-            topic=place.name.encode(),
+        encoded = retries.copied(
+            stored,
+            topic=place.name,
             queue_id=place_queue,
-            flag=message.flag,
-            queue_offset=0,
-            physical_offset=0,
-            sys_flag=message.sys_flag,
-            born_timestamp_ms=message.born_timestamp_ms,
-            born_host=pack_host(born_ip.strip("[]"), int(born_port)),
-            store_timestamp_ms=0,
-            store_host=self._store_host,
             reconsume_times=back.reconsume_times,
-            prepared_transaction_offset=message.prepared_transaction_offset,
-            body=message.body,
-            properties=raw,
-        )
-        tags = properties.get(Property.TAGS, "")
-        encoded = EncodedMessage(
-            record,
-            tag_hash(tags) if tags else 0,
-            properties.get(Property.UNIQUE_KEY, "").encode(),
-            properties.get(Property.KEYS, "").encode().split(),
+            properties=properties,
+            raw=raw,
+            store_host=self._store_host,
         )
         if parking is not None:
             encoded = parked(Intake([encoded], ""), parking).messages[0]

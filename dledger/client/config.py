@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dledger.client.rebalance import STRATEGIES, VIRTUAL_NODES
 from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.errors import ConfigError
+from dledger.model import MessageQueue
 
 NAMESERVER_VARIABLE = "DLEDGER_NAMESERVER"
 
@@ -92,6 +94,8 @@ class ProducerConfig:
             often it is sent again. Other brokers ignore the numbers: there, and with `False`, an
             attempt of unknown outcome may leave a duplicate with the same unique key, and the
             result says so.
+        isolate_slow_groups: Leave a broker group that answered slowly, or not at all, alone for a
+            few seconds, if others take messages; for those without queue and key.
         refusals_max: How often a message is tried elsewhere after a broker refused it for a reason
             that may not hold elsewhere (no such topic, no permission, internal error).
         in_flight_max, in_flight_bytes_max: Messages and bytes under way; others wait their turn.
@@ -107,6 +111,7 @@ class ProducerConfig:
     attempt_timeout_s: float = 3.0
     retry_unknown: bool = True
     idempotent: bool = True
+    isolate_slow_groups: bool = True
     refusals_max: int = 2
     in_flight_max: int = 10_000
     in_flight_bytes_max: int = 64 * 1024 * 1024
@@ -186,7 +191,13 @@ class PushConsumerConfig:
         reconsume_max: Failures after which a message is a dead letter; `None`: as the group says.
         redelivery_min_s, redelivery_max_s: Pause before a message that stays here, by choice or
             because its broker does not answer, comes again: doubled with every failure.
-        strategy: `AVG` or `AVG_BY_CIRCLE`; the same for all members of the group.
+        strategy: Who reads which queue: `AVG`, `AVG_BY_CIRCLE`, `CONSISTENT_HASH`, `MACHINE_ROOM`
+            or `CONFIG`; the same for all members of the group, and what belongs to it too.
+        strategy_virtual_nodes: `CONSISTENT_HASH` only: places of each member on the ring.
+        strategy_rooms: `MACHINE_ROOM` only: read the queues of brokers named `room@…`, of these
+            rooms.
+        strategy_queues: `CONFIG` only: the queues that this member reads; of the members only this
+            may differ.
         consume_timestamp_ms: Where `ConsumeFrom.TIMESTAMP` begins, in ms since the epoch.
         offset_directory: Where a broadcasting consumer keeps its offsets; `~/.dledger/offsets` if
             empty.
@@ -208,6 +219,9 @@ class PushConsumerConfig:
     redelivery_min_s: float = 1.0
     redelivery_max_s: float = 30.0
     strategy: str = "AVG"
+    strategy_virtual_nodes: int = VIRTUAL_NODES
+    strategy_rooms: Sequence[str] = ()
+    strategy_queues: Sequence[MessageQueue] = ()
     consume_timestamp_ms: int = 0
     offset_directory: str = ""
     lock_renew_s: float = 20.0
@@ -252,8 +266,17 @@ class PushConsumerConfig:
             self.lock_renew_s < self.lock_valid_s <= 40.0,
             "must be above lock_renew_s and at most 40",
         )
+        known = f"must be one of {', '.join(STRATEGIES)}"
+        _require("strategy", self.strategy, self.strategy in STRATEGIES, known)
+        for strategy, name in (("MACHINE_ROOM", "strategy_rooms"), ("CONFIG", "strategy_queues")):
+            rule = f"goes with the strategy {strategy}, which needs it"
+            given = bool(getattr(self, name))
+            _require(name, getattr(self, name), given == (self.strategy == strategy), rule)
         _require(
-            "strategy", self.strategy, self.strategy in ("AVG", "AVG_BY_CIRCLE"), "unknown strategy"
+            "strategy_virtual_nodes",
+            self.strategy_virtual_nodes,
+            0 < self.strategy_virtual_nodes <= 10_000,
+            "must be in 1..10000",
         )
 
 

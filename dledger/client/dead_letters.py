@@ -134,12 +134,12 @@ class DeadLetters:
             for queue in route.subscribe_queues
         ]
 
-    async def read(self, queue: DeadLetterQueue, start: int) -> AsyncIterator[DeadLetter]:
+    async def read(self, queue: DeadLetterQueue, start: int = 0) -> AsyncIterator[DeadLetter]:
         """Yields the dead letters of a queue from an offset up to the end as it was.
 
         Args:
             queue: From `queues`.
-            start: Offset of the first one wanted.
+            start: Offset of the first one wanted; by default the oldest held.
         """
         subscription = subscribe(queue.queue.topic, "*", 0)
         at = max(start, queue.offset_min)

@@ -88,7 +88,15 @@ class GroupReader:
             )
         self._consume_from = consume_from
         self._config = config
-        self._allocate = strategy(config.strategy)
+        self._first_groups: dict[
+            str, set[str]
+        ] = {}  # broker groups of a topic when it was new to us
+        self._allocate = strategy(
+            config.strategy,
+            virtual_nodes=config.strategy_virtual_nodes,
+            rooms=config.strategy_rooms,
+            configured=config.strategy_queues,
+        )
         self._puller = Puller(session, group)
         self._offsets = Offsets(session)
         self._redelivery = LocalRedelivery(config.redelivery_min_s, config.redelivery_max_s)
@@ -432,6 +440,7 @@ class GroupReader:
         if not names:
             self._session.refresh_soon(topic)
             return False
+        self._first_groups.setdefault(topic, {*names, *route.groups})
         wanted: Sequence[MessageQueue] = route.subscribe_queues
         members = [self._session.client_id]
         if self._message_model is MessageModel.CLUSTERING:
@@ -536,11 +545,14 @@ class GroupReader:
         start = await self._offsets.committed(self.group, queue)
         known = start is not None
         if start is None:
-            # A retry topic holds what the group has begun already.
-            is_retry = queue.topic == self._retry_topic
+            # A retry topic holds what the group has begun already; and a broker group that joins
+            # the topic while we run has nothing that is older than our being here.
+            is_ours = queue.topic == self._retry_topic or (
+                queue.broker_name not in self._first_groups[queue.topic]
+            )
             start = await self._offsets.first(
                 queue,
-                ConsumeFrom.EARLIEST if is_retry else self._consume_from,
+                ConsumeFrom.EARLIEST if is_ours else self._consume_from,
                 self._config.consume_timestamp_ms,
             )
         window = ProcessQueue(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+
 from dledger.client.session import ClientSession
 from dledger.codes import RequestCode, ResponseCode
-from dledger.errors import BrokerResponseError
+from dledger.errors import BrokerResponseError, InvalidParameterError
 from dledger.model import ConsumeFrom, MessageQueue
 from dledger.remoting.headers import (
     GetMaxOffsetHeader,
@@ -103,3 +105,18 @@ class Offsets:
                 return await self.maximum(queue)
             case ConsumeFrom.TIMESTAMP:
                 return await self.at_time(queue, timestamp_ms)
+
+
+def epoch_ms(time: int | datetime.datetime) -> int:
+    """Returns milliseconds since the epoch.
+
+    Raises:
+        InvalidParameterError: A datetime that does not know its zone, or a negative number.
+    """
+    if isinstance(time, datetime.datetime):
+        if time.tzinfo is None:
+            raise InvalidParameterError("a time to seek to needs a time zone")
+        time = int(time.timestamp() * 1000)
+    if time < 0:
+        raise InvalidParameterError(f"{time} ms lies before the epoch")
+    return time

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Sequence
 from types import TracebackType
 
 from dledger.client.config import PullConsumerConfig, nameserver_addresses
-from dledger.client.filters import Subscription, subscribe
+from dledger.client.filters import Sql, Subscription, subscribe
 from dledger.client.heartbeats import Member
-from dledger.client.offsets import Offsets
+from dledger.client.offsets import Offsets, epoch_ms
 from dledger.client.puller import Puller
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import ClientSession
@@ -70,7 +71,7 @@ class AsyncPullConsumer:
         self._puller = Puller(self._session, group)
         self._offsets = Offsets(self._session)
         self._positions: dict[MessageQueue, int] = {}
-        self._subscriptions: dict[tuple[str, str], Subscription] = {}
+        self._subscriptions: dict[tuple[str, str | Sql], Subscription] = {}
         self._member: Member | None = None
         self._commit_lock = asyncio.Lock()
         self._closed = False
@@ -131,6 +132,37 @@ class AsyncPullConsumer:
         """Sets where the next pull of a queue begins. Checked by the broker, at the pull."""
         self._positions[queue] = offset
 
+    async def seek_to_time(self, queue: MessageQueue, time: int | datetime.datetime) -> int:
+        """Has the next pull of a queue begin with the first message stored at or after a time.
+
+        Args:
+            queue: The queue.
+            time: Milliseconds since the epoch, or a datetime with a zone. A time later than the
+                newest message means the end of the queue.
+
+        Returns:
+            The offset found, which is also the new position.
+
+        Raises:
+            InvalidParameterError: (definite) A datetime without a zone.
+            Otherwise as `Offsets`; then the position is unchanged.
+        """
+        offset = await self._offsets.at_time(queue, epoch_ms(time))
+        self.seek(queue, offset)
+        return offset
+
+    async def seek_to_begin(self, queue: MessageQueue) -> int:
+        """Has the next pull begin with the oldest message held; returns its offset."""
+        offset = await self._offsets.minimum(queue)
+        self.seek(queue, offset)
+        return offset
+
+    async def seek_to_end(self, queue: MessageQueue) -> int:
+        """Has the next pull begin with the next message to come; returns its offset."""
+        offset = await self._offsets.maximum(queue)
+        self.seek(queue, offset)
+        return offset
+
     async def position(self, queue: MessageQueue) -> int:
         """Returns where the next pull of a queue begins.
 
@@ -188,7 +220,7 @@ class AsyncPullConsumer:
         *,
         count_max: int | None = None,
         timeout_s: float | None = None,
-        expression: str = "*",
+        expression: str | Sql = "*",
     ) -> list[ReceivedMessage]:
         """Returns the next messages of a queue and moves its position behind them.
 
@@ -196,7 +228,7 @@ class AsyncPullConsumer:
             queue: The queue to read.
             count_max: At most so many; by default `pull_count_max`.
             timeout_s: How long to wait if there is none; 0 does not wait.
-            expression: Tags wanted: `*`, or some joined by `||`.
+            expression: Tags wanted: `*`, or some joined by `||`; or a condition, see `Sql`.
 
         Returns:
             Messages in queue order; none if the time is over.
@@ -256,7 +288,7 @@ class AsyncPullConsumer:
 
     # --- inside -------------------------------------------------------------------------------
 
-    async def _subscription(self, topic: str, expression: str) -> Subscription:
+    async def _subscription(self, topic: str, expression: str | Sql) -> Subscription:
         known = self._subscriptions.get((topic, expression))
         if known is None:
             known = subscribe(topic, expression, self._clock.wall_ms())

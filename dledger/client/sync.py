@@ -416,6 +416,18 @@ class PullConsumer(SyncFront[AsyncPullConsumer]):
         """Sets where the next pull of a queue begins."""
         self._inner.seek(queue, offset)
 
+    def seek_to_time(self, queue: MessageQueue, time: int | datetime.datetime) -> int:
+        """Has the next pull begin at a time. See `AsyncPullConsumer.seek_to_time`."""
+        return self._loop.run(self._inner.seek_to_time(queue, time))
+
+    def seek_to_begin(self, queue: MessageQueue) -> int:
+        """Has the next pull begin with the oldest message held; returns its offset."""
+        return self._loop.run(self._inner.seek_to_begin(queue))
+
+    def seek_to_end(self, queue: MessageQueue) -> int:
+        """Has the next pull begin with the next message to come; returns its offset."""
+        return self._loop.run(self._inner.seek_to_end(queue))
+
     def position(self, queue: MessageQueue) -> int:
         """Returns where the next pull of a queue begins."""
         return self._loop.run(self._inner.position(queue))
@@ -436,7 +448,7 @@ class PullConsumer(SyncFront[AsyncPullConsumer]):
         *,
         count_max: int | None = None,
         timeout_s: float | None = None,
-        expression: str = "*",
+        expression: str | Sql = "*",
     ) -> list[ReceivedMessage]:
         """Returns the next messages of a queue. See `AsyncPullConsumer.pull`."""
         return self._loop.run(

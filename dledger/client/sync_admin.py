@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dledger.client.admin import AsyncAdmin
-from dledger.client.background import SyncFront
+from dledger.client.background import BackgroundLoop, SyncFront
 from dledger.client.config import AdminConfig
+from dledger.client.dead_letters import DeadLetter, DeadLetterQueue, DeadLetters, ReplayTarget
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.message import ReceivedMessage
 from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, TopicConfig
@@ -134,6 +135,18 @@ class Admin(SyncFront[AsyncAdmin]):
         """Moves a consumer group to where another one is."""
         self._loop.run(self._inner.clone_offsets(source, target, topic, offline=offline))
 
+    def dead_letters(self) -> SyncDeadLetters:
+        """Returns access to the dead letters of consumer groups."""
+        return SyncDeadLetters(self._loop, self._inner.dead_letters())
+
+    def set_order(self, topic: str, queues: Mapping[str, int]) -> None:
+        """Makes a topic an order topic. See `Topology.set_order`."""
+        self._loop.run(self._inner.topology().set_order(topic, queues))
+
+    def order(self, topic: str) -> dict[str, int]:
+        """Returns an order topic's queues by broker group; empty for other topics."""
+        return self._loop.run(self._inner.topology().order(topic))
+
     def consumer_connections(self, group: str) -> ConnectionList | None:
         """Returns the members of a consumer group that are online."""
         return self._loop.run(self._inner.consumer_connections(group))
@@ -170,3 +183,33 @@ class Admin(SyncFront[AsyncAdmin]):
     def broker_runtime_info(self, address: str) -> dict[str, str]:
         """Returns what one replica says of itself, as text by name."""
         return self._loop.run(self._inner.broker_runtime_info(address))
+
+
+class SyncDeadLetters:
+    """Reads and replays dead letters. Made by `Admin.dead_letters`; see `DeadLetters`."""
+
+    def __init__(self, loop: BackgroundLoop, inner: DeadLetters) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def queues(self, group: str) -> list[DeadLetterQueue]:
+        """Returns the queues of a group's dead letters; none if it never had any."""
+        return self._loop.run(self._inner.queues(group))
+
+    def read(self, queue: DeadLetterQueue, start: int = 0) -> Iterator[DeadLetter]:
+        """Yields the dead letters of a queue from an offset up to the end as it was."""
+        letters = self._inner.read(queue, start)
+
+        async def following() -> DeadLetter | None:
+            return await anext(letters, None)
+
+        while (letter := self._loop.run(following())) is not None:
+            yield letter
+
+    def replay(self, letter: DeadLetter, target: ReplayTarget) -> None:
+        """Sends a dead letter again. See `DeadLetters.replay`."""
+        self._loop.run(self._inner.replay(letter, target))
+
+    def note_replayed(self, queue: DeadLetterQueue, offset: int) -> None:
+        """Remembers that the dead letters before an offset were replayed."""
+        self._loop.run(self._inner.note_replayed(queue, offset))

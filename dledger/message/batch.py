@@ -23,6 +23,7 @@ from dledger.message.properties import encode_properties
 from dledger.message.records import Message, message_properties
 
 _HEAD = struct.Struct(">iiiii")
+_HEAD_READ = struct.Struct(">i8xii")  # without magic and CRC
 _PROPERTIES_LENGTH = struct.Struct(">H")
 _ELEMENT_SIZE_MIN = _HEAD.size + _PROPERTIES_LENGTH.size
 
@@ -70,7 +71,7 @@ def encode_batch(messages: Iterable[Message]) -> bytes:
     )
 
 
-def iter_batch(buffer: bytes | bytearray | memoryview) -> Iterator[BatchElement]:
+def iter_batch(buffer: bytes) -> Iterator[BatchElement]:
     """Yields the elements of a batch body.
 
     Raises:
@@ -78,19 +79,19 @@ def iter_batch(buffer: bytes | bytearray | memoryview) -> Iterator[BatchElement]
             been yielded already: whoever stores them collects all first.
     """
     view = memoryview(buffer)
-    end = len(view)
+    end = len(buffer)
     at = 0
     while at < end:
         if end - at < _ELEMENT_SIZE_MIN:
             raise MessageRejectedError(f"batch element at byte {at} is torn")
-        size, _, _, flag, length = _HEAD.unpack_from(view, at)
+        size, flag, length = _HEAD_READ.unpack_from(buffer, at)
         body_at = at + _HEAD.size
         if size < _ELEMENT_SIZE_MIN or size > end - at:
             raise MessageRejectedError(f"batch element at byte {at} has a bad size {size}")
         if length < 0 or length > size - _ELEMENT_SIZE_MIN:
             raise MessageRejectedError(f"batch element at byte {at} has a bad body length {length}")
         properties_at = body_at + length
-        (properties_length,) = _PROPERTIES_LENGTH.unpack_from(view, properties_at)
+        (properties_length,) = _PROPERTIES_LENGTH.unpack_from(buffer, properties_at)
         if properties_length != size - _ELEMENT_SIZE_MIN - length:
             raise MessageRejectedError(
                 f"batch element at byte {at} has a bad properties length {properties_length}"
@@ -99,10 +100,9 @@ def iter_batch(buffer: bytes | bytearray | memoryview) -> Iterator[BatchElement]
             raise MessageRejectedError(
                 f"message properties of {properties_length} bytes exceed {PROPERTIES_BYTES_MAX}"
             )
-        stop = at + size
+        at += size
         yield BatchElement(
             flag,
             view[body_at:properties_at],
-            bytes(view[properties_at + _PROPERTIES_LENGTH.size : stop]),
+            buffer[properties_at + _PROPERTIES_LENGTH.size : at],
         )
-        at = stop

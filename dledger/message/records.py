@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import datetime
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
+from zlib import crc32
 
 import msgspec
 
@@ -36,7 +36,9 @@ STORED_SIZE_AT = 0
 QUEUE_OFFSET_AT = 20
 PHYSICAL_OFFSET_AT = 28
 SYS_FLAG_AT = 36
+_BORN_TIMESTAMP_AT = 40
 STORE_TIMESTAMP_AT = 56  # with an IPv4 born host; `stored_store_timestamp` knows both
+_RECONSUME_TIMES_AT = 72  # with IPv4 hosts
 STORED_SIZE_MIN = 91  # version 1, IPv4, nothing in it
 
 _MAGIC_V1 = 0xDAA320A7
@@ -52,8 +54,11 @@ _HEADS = tuple(
 _HEAD = _HEADS[0]
 _HEAD_SIZE = _HEAD.size
 _V6_SHIFT = 4
+# The part of it that differs between the messages of one request.
+_FRONT = struct.Struct(">IIIii")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
+_I32 = struct.Struct(">i")
 _I64 = struct.Struct(">q")
 _ONE_BYTE = [bytes((n,)) for n in range(128)]
 
@@ -241,7 +246,7 @@ def encode_stored(
         front = head.pack(
             head.size + body_length + len(topic_prefix) + topic_length + 2 + properties_length,
             _MAGIC_V2 if wide else _MAGIC_V1,
-            zlib.crc32(body) & 0x7FFFFFFF,
+            crc32(body) & 0x7FFFFFFF,
             queue_id,
             flag,
             queue_offset,
@@ -258,6 +263,102 @@ def encode_stored(
     except struct.error as exc:
         raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
     return b"".join((front, body, topic_prefix, topic, _U16.pack(properties_length), properties))
+
+
+class StoredTemplate:
+    """Messages as they are stored, of one sender to one queue: what they share is packed once.
+
+    Cost: about a third of `encode_stored` for each message.
+    """
+
+    __slots__ = ("_after_time", "_before_time", "_fixed_bytes", "_magic", "_queue_id", "_topic")
+
+    def __init__(
+        self,
+        *,
+        topic: bytes,
+        queue_id: int,
+        sys_flag: int,
+        born_host: bytes,
+        store_host: bytes,
+        reconsume_times: int,
+    ) -> None:
+        """Prepares messages whose offsets and store timestamp are stamped later.
+
+        Args:
+            As of `encode_stored`.
+
+        Raises:
+            MessageRejectedError: The topic is too long, or a number does not fit its field.
+        """
+        empty = encode_stored(
+            topic=topic,
+            queue_id=queue_id,
+            flag=0,
+            queue_offset=0,
+            physical_offset=0,
+            sys_flag=sys_flag,
+            born_timestamp_ms=0,
+            born_host=born_host,
+            store_timestamp_ms=0,
+            store_host=store_host,
+            reconsume_times=reconsume_times,
+            prepared_transaction_offset=0,
+            body=b"",
+            properties=b"",
+        )
+        topic_at = _HEAD_SIZE + len(born_host) - 8 + len(store_host) - 8
+        self._fixed_bytes = len(empty)
+        self._magic: int = _FRONT.unpack_from(empty)[1]
+        self._queue_id = queue_id
+        self._before_time = empty[QUEUE_OFFSET_AT:_BORN_TIMESTAMP_AT]
+        self._after_time = empty[_BORN_TIMESTAMP_AT + _I64.size : topic_at - _U32.size]
+        self._topic = empty[topic_at : -_U16.size]
+
+    def born(self, timestamp_ms: int) -> bytes:
+        """Returns what `encode` needs for messages of this time.
+
+        Raises:
+            MessageRejectedError: The time does not fit 64 bits.
+        """
+        try:
+            return self._before_time + _I64.pack(timestamp_ms) + self._after_time
+        except struct.error as exc:
+            raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
+
+    def encode(self, born: bytes, flag: int, body: _Buffer, properties: bytes) -> bytes:
+        """Returns one message.
+
+        Args:
+            born: What `born` returned.
+            flag: The message's own.
+            body: As stored.
+            properties: Encoded.
+
+        Raises:
+            MessageRejectedError: The properties are too long, or a number does not fit its field.
+        """
+        body_length, properties_length = len(body), len(properties)
+        try:
+            return b"".join(
+                (
+                    _FRONT.pack(
+                        self._fixed_bytes + body_length + properties_length,
+                        self._magic,
+                        crc32(body) & 0x7FFFFFFF,
+                        self._queue_id,
+                        flag,
+                    ),
+                    born,
+                    _U32.pack(body_length),
+                    body,
+                    self._topic,
+                    _U16.pack(properties_length),
+                    properties,
+                )
+            )
+        except struct.error as exc:
+            raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
 
 
 def stored_size(buffer: _Buffer, start: int = 0) -> int:
@@ -290,6 +391,34 @@ def stored_store_timestamp(buffer: _Buffer, start: int = 0) -> int:
         at += 12
     timestamp: int = _I64.unpack_from(buffer, at)[0]
     return timestamp
+
+
+def stored_reconsume_times(buffer: _Buffer) -> int:
+    """Returns how often a stored message had failed when it was stored.
+
+    Raises:
+        RemoteProtocolError: The message is torn.
+    """
+    times: int = _I32.unpack_from(buffer, _reconsume_times_at(buffer))[0]
+    return times
+
+
+def with_reconsume_times(stored: _Buffer, times: int) -> bytes:
+    """Returns a copy of a stored message that says it has failed so often.
+
+    Raises:
+        RemoteProtocolError: The message is torn.
+    """
+    copy = bytearray(stored)
+    _I32.pack_into(copy, _reconsume_times_at(stored), times)
+    return bytes(copy)
+
+
+def _reconsume_times_at(buffer: _Buffer) -> int:
+    if len(buffer) < STORED_SIZE_MIN:
+        raise RemoteProtocolError(f"stored message of {len(buffer)} bytes is torn")
+    flags = buffer[SYS_FLAG_AT + 3]
+    return _RECONSUME_TIMES_AT + (12 if flags & _BORN_V6 else 0) + (12 if flags & _STORE_V6 else 0)
 
 
 def stored_properties(buffer: _Buffer, start: int = 0) -> bytes:
@@ -348,7 +477,7 @@ def decode_stored(
     if magic != _MAGIC_V1 and magic != _MAGIC_V2:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad magic {magic:#x}")
     body: bytes = bytes(buffer[body_at : body_at + body_length])
-    if verify_crc and zlib.crc32(body) & 0x7FFFFFFF != checksum:
+    if verify_crc and crc32(body) & 0x7FFFFFFF != checksum:
         raise RemoteProtocolError(f"stored message at byte {start} has a bad body checksum")
     if decompress and sys_flag & _COMPRESSED:
         body = decompress_body(body, sys_flag, bytes_max=decompressed_bytes_max)

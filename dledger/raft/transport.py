@@ -78,6 +78,11 @@ class TcpTransport:
         self._stopped = False
 
     @property
+    def replica_id(self) -> str:
+        """The replica whose transport this is."""
+        return self._config.replica_id
+
+    @property
     def listen_port(self) -> int:
         """The port bound by `start`."""
         if self._server is None:

@@ -33,6 +33,7 @@ class Capabilities:
         user_netns: Network namespaces inside a user namespace of our own.
         nft: A bridge table in a namespace.
         tbf: Rate limits on links.
+        packet: Frames carried by a process of ours, for delay and disorder.
         loop: ext4 images mounted through loop devices, for power loss.
         bind: Private mounts, for a boot id of each machine's own and small file systems.
         strace: Failing and slow system calls.
@@ -45,6 +46,7 @@ class Capabilities:
     user_netns: str
     nft: str
     tbf: str
+    packet: str
     loop: str
     bind: str
     strace: str
@@ -72,18 +74,19 @@ def probe_capabilities() -> Capabilities:
     if sys.platform != "linux":
         no = f"needs Linux, this is {sys.platform}"
         return Capabilities(
-            netns=no, user_netns=no, nft=no, tbf=no, loop=no, bind=no, strace=no, cgroup=no,
-            prlimit=no,
+            netns=no, user_netns=no, nft=no, tbf=no, packet=no, loop=no, bind=no, strace=no,
+            cgroup=no, prlimit=no,
         )  # fmt: skip
     name = f"dlprobe{uuid.uuid4().hex[:6]}"
     netns = try_tool(["ip", "netns", "add", name])
-    nft = tbf = "no network namespace"
+    nft = tbf = packet = "no network namespace"
     if netns is None:
         try:
             hook = "{ type filter hook forward priority 0; }"
             table = f"add table bridge dl\nadd chain bridge dl f {hook}"
             nft = try_tool(["ip", "netns", "exec", name, "nft", "-f", "-"], stdin=table) or ""
             tbf = _probe_tbf(name)
+            packet = _probe_packet(name)
         finally:
             try_tool(["ip", "netns", "del", name])
     return Capabilities(
@@ -91,6 +94,7 @@ def probe_capabilities() -> Capabilities:
         user_netns=_probe_user_netns(),
         nft=nft,
         tbf=tbf,
+        packet=packet,
         loop=_probe_loop(),
         bind=try_tool(["unshare", "-m", "true"]) or "",
         strace=_probe_strace(),
@@ -115,6 +119,13 @@ def _has(tool: str) -> bool:
 def _probe_tbf(name: str) -> str:
     rate = ["rate", "1mbit", "burst", "4kb", "latency", "50ms"]
     return try_tool(["tc", "-n", name, "qdisc", "add", "dev", "lo", "root", "tbf", *rate]) or ""
+
+
+def _probe_packet(name: str) -> str:
+    inside = ["ip", "netns", "exec", name]
+    reason = try_tool([*inside, "ethtool", "-K", "lo", "tso", "off"])
+    script = "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW).bind(('lo', 3))"
+    return reason or try_tool([*inside, sys.executable, "-S", "-c", script]) or ""
 
 
 def _probe_user_netns() -> str:

@@ -10,12 +10,16 @@ bridge, tables and queues die with their namespaces.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from jepsen_tests.hosts.bad_links import BadLinks
 from jepsen_tests.hosts.cleanup import CleanUp
+from jepsen_tests.hosts.link_shape import LinkShape
 from jepsen_tests.hosts.namespace_thread import NamespaceThread
+from jepsen_tests.hosts.packet_switch import detour_port
 from jepsen_tests.hosts.shell import HarnessError, run_tool, try_tool
 
 T = TypeVar("T")
@@ -26,7 +30,6 @@ _NETNS_DIRECTORY = Path("/run/netns")
 _TABLE = """
 table bridge dl {
   set cuts { type ifname . ifname; }
-  set lossy { type ifname; }
   counter dropped { }
   counter lost { }
   chain f {
@@ -89,6 +92,9 @@ class NamespaceNetwork:
         for name in self._numbers:
             self._make_host(name, clean_up)
         self._nft(_TABLE)
+        self._lossy: tuple[tuple[str, ...], int] = ((), 0)
+        self._closed: tuple[tuple[str, int], ...] = ()
+        self._links = BadLinks(self._switch, self._spaces.values(), clean_up)
         self._control = NamespaceThread(_NETNS_DIRECTORY / self._spaces[CONTROL])
         clean_up.add("control thread", self._control.close)
 
@@ -132,7 +138,12 @@ class NamespaceNetwork:
 
     def cut(self, pairs: Iterable[Pair]) -> None:
         """Drops what goes from the first to the second host of each pair, at one instant."""
-        elements = sorted({f'"{self.port(a)}" . "{self.port(b)}"' for a, b in pairs})
+        elements = sorted(
+            f'"{from_port}" . "{to_port}"'
+            for a, b in set(pairs)
+            for from_port in self._ports(a)
+            for to_port in self._ports(b)
+        )
         script = "flush set bridge dl cuts\n"
         if elements:
             script += f"add element bridge dl cuts {{ {', '.join(elements)} }}\n"
@@ -150,14 +161,8 @@ class NamespaceNetwork:
 
     def set_loss(self, hosts: Iterable[str], percent: int) -> None:
         """Drops this share of what the hosts send; 0 ends it."""
-        ports = ", ".join(f'"{self.port(host)}"' for host in hosts)
-        script = "flush chain bridge dl f\n" + _cut_rule()
-        if percent and ports:
-            script += (
-                f"add rule bridge dl f meta iifname {{ {ports} }} "
-                f"numgen random mod 100 < {percent} counter name lost drop\n"
-            )
-        self._nft(script)
+        self._lossy = (tuple(hosts), percent)
+        self._apply_rules()
 
     def lost(self) -> int:
         """Returns how many packets loss has taken so far."""
@@ -165,15 +170,23 @@ class NamespaceNetwork:
 
     def cut_port(self, hosts: Iterable[str], tcp_port: int) -> None:
         """Drops what goes to or from one TCP port of the hosts; no host ends it."""
-        script = "flush chain bridge dl f\n" + _cut_rule()
-        for host in hosts:
-            for side in ("daddr", "saddr"):
-                kind = "dport" if side == "daddr" else "sport"
-                script += (
-                    f"add rule bridge dl f ether type ip ip {side} {self.address(host)} "
-                    f"tcp {kind} {tcp_port} counter name dropped drop\n"
-                )
-        self._nft(script)
+        self._closed = tuple((host, tcp_port) for host in hosts)
+        self._apply_rules()
+
+    def set_links(self, links: Mapping[Pair, LinkShape], seed: str) -> None:
+        """Makes what goes from the first to the second host of each pair late, doubled and so on.
+
+        Replaces what was set before; nothing makes all links well.
+
+        Raises:
+            HarnessError: It could not be done.
+        """
+        by_port = {(self.port(a), self.address(b)): shape for (a, b), shape in links.items()}
+        self._links.set(by_port, seed)
+
+    def link_counts(self) -> Counter[str]:
+        """Returns what has happened to frames on bad links so far: `seen`, `delayed`, ..."""
+        return self._links.counts()
 
     def set_rate(self, host: str, rate: str) -> None:
         """Limits what a host sends, e.g. `1mbit`; empty ends it."""
@@ -195,11 +208,35 @@ class NamespaceNetwork:
     def reset(self) -> None:
         """Ends every cut and every degradation."""
         self.cut(())
-        self.set_loss((), 0)
+        self._lossy, self._closed = ((), 0), ()
+        self._apply_rules()
+        self.set_links({}, "")
         for host in self._numbers:
             try_tool(["tc", "-n", self._spaces[host], "qdisc", "del", "dev", "e0", "root"])
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _ports(self, host: str) -> tuple[str, str]:
+        """Returns the names that a host's port on the bridge may have right now."""
+        port = self.port(host)
+        return port, detour_port(port)
+
+    def _apply_rules(self) -> None:
+        """Writes all rules anew, at one instant: cuts, closed ports, loss."""
+        # IP only: a lost ARP reply would cut both directions of a one-way cut, and for a second.
+        rule = "add rule bridge dl f ether type ip "
+        cuts = "meta iifname . meta oifname @cuts counter name dropped drop"
+        script = f"flush chain bridge dl f\n{rule}{cuts}\n"
+        for host, tcp_port in self._closed:
+            for side, kind in (("daddr", "dport"), ("saddr", "sport")):
+                match = f"ip {side} {self.address(host)} tcp {kind} {tcp_port}"
+                script += f"{rule}{match} counter name dropped drop\n"
+        hosts, percent = self._lossy
+        if hosts and percent:
+            ports = ", ".join(f'"{port}"' for host in hosts for port in self._ports(host))
+            match = f"meta iifname {{ {ports} }} numgen random mod 100 < {percent}"
+            script += f"{rule}{match} counter name lost drop\n"
+        self._nft(script)
 
     def _nft(self, script: str) -> None:
         run_tool(["ip", "netns", "exec", self._switch, "nft", "-f", "-"], stdin=script)
@@ -208,14 +245,6 @@ class NamespaceNetwork:
         command = ["ip", "netns", "exec", self._switch, "nft", "-j", "list", "counter", "bridge"]
         entries = json.loads(run_tool([*command, "dl", name]))["nftables"]
         return sum(int(e["counter"]["packets"]) for e in entries if "counter" in e)
-
-
-def _cut_rule() -> str:
-    # IP only: a lost ARP reply would cut both directions of a one-way cut.
-    return (
-        "add rule bridge dl f ether type ip meta iifname . meta oifname @cuts "
-        "counter name dropped drop\n"
-    )
 
 
 def stale_namespaces(run_id: str) -> list[str]:

@@ -94,7 +94,12 @@ class SimulatedBroker(Broker):
     def _open_stores(self) -> Stores:
         self.opened = super()._open_stores()
         process = self.host.process
-        self.world.oracle.watch(process.name if process else self.host.name, self.opened.log)
+        self.world.oracle.opened(
+            process.name if process else self.host.name,
+            self.host.name,
+            self.opened.log,
+            is_damaged=bool(self.host.damaged),
+        )
         return self.opened
 
     def _connect(self, context: BrokerContext, *parts: Any) -> Any:
@@ -130,6 +135,10 @@ class BrokerServer:
         await broker.start()
         self.node, self.log = broker.raft, broker.log
         raise await broker.wait_failed()
+
+    def compact(self, keep: int) -> int:
+        """Does nothing yet."""
+        return 0 * keep
 
     def close_files(self) -> None:
         """Closes LMDB without syncing, as the death of the process would."""
@@ -308,6 +317,7 @@ class BrokerClients:
             offset = result.queue_offset
             self.acknowledged += 1
             self.progress_at = world.loop.time()
+            world.on_acknowledged()
         except DLedgerError as exc:
             status, error = ("fail" if definite(exc) else "info"), f"{type(exc).__name__}: {exc}"
         world.trace.note(client.process.name, f"send {value} {queue} {status} {offset} {error}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,9 @@ from jepsen_tests.history import HistoryWriter, Meta
 from jepsen_tests.sim.plan import make_plan
 from jepsen_tests.sim.scenario import Layer, Result, Settings, run_plan
 
-CHUNK = 8
-# Seeds on their way to the workers: enough to keep them busy, few enough to stop soon.
+# Chunks and seeds in each on their way to the workers: enough to keep them busy, few enough to
+# stop soon.
+CHUNK = 2
 AHEAD = 2
 
 
@@ -35,6 +38,17 @@ class Job:
     control: str | None = None
     stop_at_violation: bool = False
 
+    def replay_command(self, seed: int) -> str:
+        """Returns what a person types to see one of the seeds again."""
+        words = ["dledger jepsen sim --layer", self.layer, "--first", str(seed)]
+        if self.replicas is not None:
+            words += ["--replicas", str(self.replicas)]
+        if self.seconds is not None:
+            words += ["--seconds", f"{self.seconds:g}"]
+        if self.control is not None:
+            words += ["--control", self.control]
+        return " ".join([*words, "--trace"])
+
 
 @dataclass(kw_only=True)
 class Summary:
@@ -47,6 +61,7 @@ class Summary:
     acknowledged: int = 0
     operations: int = 0
     elections: int = 0
+    installations: int = 0
     held_back: int = 0
     leader_s_max: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
@@ -60,6 +75,7 @@ class Summary:
         self.acknowledged += result.acknowledged
         self.operations += result.operations
         self.elections += result.elections
+        self.installations += result.installations
         self.held_back += result.held_back
         self.leader_s_max = max(self.leader_s_max, result.leader_s)
         for name, count in result.faults.items():
@@ -67,7 +83,7 @@ class Summary:
         if not result.is_valid:
             self.violating.append(result)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, job: Job) -> dict[str, Any]:
         """Returns the summary for programs."""
         return {
             "seeds": self.seeds,
@@ -80,6 +96,7 @@ class Summary:
             "acknowledged": self.acknowledged,
             "operations": self.operations,
             "elections": self.elections,
+            "snapshotsInstalled": self.installations,
             "heldBack": self.held_back,
             "longestWithoutLeaderSeconds": round(self.leader_s_max, 3),
             "faults": dict(sorted(self.faults.items())),
@@ -87,6 +104,7 @@ class Summary:
                 {
                     "seed": result.seed,
                     "digest": result.digest,
+                    "replay": job.replay_command(result.seed),
                     "violations": [
                         {"rule": found.rule, "atSeconds": found.at_s, "text": found.text}
                         for found in result.violations
@@ -97,41 +115,87 @@ class Summary:
         }
 
 
+class Interrupted(Exception):
+    """Somebody ended the exploration. `summary` tells what was done until then."""
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__(f"interrupted after {summary.seeds} seeds")
+        self.summary = summary
+
+
 def explore(job: Job, on_result: Callable[[Result], None] | None = None) -> Summary:
-    """Runs seeds `first` to `first + seeds - 1` in `jobs` processes."""
+    """Runs seeds `first` to `first + seeds - 1` in `jobs` processes.
+
+    SIGINT and SIGTERM end it soon and in order: no process is left, and what was found is told.
+
+    Raises:
+        Interrupted: It was ended from outside.
+    """
     summary = Summary()
     begin = time.monotonic()
-    starts = iter(range(job.first, job.first + job.seeds, CHUNK))
     end = job.first + job.seeds
+    starts = iter(range(job.first, end, CHUNK))
     with _fixed_hashes():
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(job.jobs, mp_context=context)
-    with pool:
-        pending = set()
-
-        def submit() -> bool:
-            start = next(starts, None)
-            if start is None:
-                return False
-            with _fixed_hashes():  # workers start at the first submissions
-                pending.add(pool.submit(run_seeds, job, start, min(start + CHUNK, end)))
-            return True
-
-        for _ in range(job.jobs * AHEAD):
-            submit()
-        while pending:
-            done, pending_now = wait(pending, return_when=FIRST_COMPLETED)
-            pending = set(pending_now)
-            for future in done:
-                for result in future.result():
-                    summary.add(result)
-                    if on_result is not None:
-                        on_result(result)
-                if not (job.stop_at_violation and summary.violating):
-                    submit()
+        # The terminal sends SIGINT to every process; only the one that gave the work decides.
+        pool = ProcessPoolExecutor(
+            job.jobs,
+            mp_context=context,
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
+    interrupted = False
+    with pool, _terminable():
+        pending: set[Future[list[Result]]] = set()
+        wanted = job.jobs * AHEAD
+        while True:
+            try:
+                while len(pending) < wanted and (start := next(starts, None)) is not None:
+                    with _fixed_hashes():  # workers start at the first submissions
+                        pending.add(pool.submit(run_seeds, job, start, min(start + CHUNK, end)))
+                if not pending:
+                    break
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    pending.discard(future)
+                    if not future.cancelled():
+                        _take(future, summary, on_result)
+            except KeyboardInterrupt:
+                interrupted = True
+            if interrupted or (job.stop_at_violation and summary.violating):
+                wanted = 0
+                for future in pending:
+                    future.cancel()
     summary.violating.sort(key=lambda result: result.seed)
     summary.wall_s = time.monotonic() - begin
+    if interrupted:
+        raise Interrupted(summary)
     return summary
+
+
+def _take(
+    future: Future[list[Result]], summary: Summary, on_result: Callable[[Result], None] | None
+) -> None:
+    for result in future.result():
+        summary.add(result)
+        if on_result is not None:
+            on_result(result)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the exploration as SIGINT does, where signals can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_seeds(job: Job, start: int, stop: int) -> list[Result]:
@@ -151,14 +215,11 @@ def run_seeds(job: Job, start: int, stop: int) -> list[Result]:
 def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = None) -> Result:
     """Runs one seed."""
     settings = Settings(layer=job.layer, write_trace=write_trace)
-    only: tuple[str, ...] = ()
     if job.control is not None:
         from jepsen_tests.sim.controls import CONTROLS
 
-        control = CONTROLS[job.control]
-        control.plant(settings)
-        only = control.only
-    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds, only=only)
+        CONTROLS[job.control].plant(settings)
+    plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
     return run_plan(plan, settings)
 
 

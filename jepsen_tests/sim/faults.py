@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Coroutine
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dledger.errors import DLedgerError
 from jepsen_tests.sim.host import Host
 
 if TYPE_CHECKING:
     from jepsen_tests.sim.world import World
+
+
+class _TimeIsOverError(Exception):
+    """The time of faults is over; a schedule ends where it is."""
+
+
+def serves(host: Host) -> bool:
+    """Whether a host's process can be asked for something."""
+    return host.is_running and not host.is_paused and host.app.node is not None
 
 
 class Chaos:
@@ -18,10 +30,12 @@ class Chaos:
     def __init__(self, world: World, random: Random) -> None:
         self._world = world
         self._random = random
-        self._clean = True  # no link is cut
+        self._until = 0.0
+        self._schedule: asyncio.Task[None] | None = None
 
     async def run(self, until: float) -> None:
         """Breaks things until then."""
+        self._until = until
         random, plan = self._random, self._world.plan
         kinds = sorted(plan.weights)
         weights = [plan.weights[kind] for kind in kinds]
@@ -70,6 +84,25 @@ class Chaos:
             if host.is_on:
                 self._world.power_off(host)
             self._world.restart_later(host, self._random.choice((0.1, 0.5, 3.0)))
+
+    def _power_majority(self, host: Host) -> None:
+        """Most machines, the leader among them, lose power right after an acknowledgement."""
+        self._fault("power-majority", "after the next acknowledgement")
+        world = self._world
+        seconds = [self._random.choice((0.1, 0.5, 3.0)) for _ in world.hosts]
+        others = list(world.hosts.values())
+        self._random.shuffle(others)
+
+        def off() -> None:
+            leader = world.leader() or host
+            victims = [leader, *(other for other in others if other is not leader)]
+            for victim, delay_s in zip(victims[: len(victims) // 2 + 1], seconds, strict=False):
+                world.trace.note("FAULT", f"power-majority: {victim.name}")
+                if victim.is_on:
+                    world.power_off(victim)
+                world.restart_later(victim, delay_s)
+
+        world.at_acknowledgement(off)
 
     def _pause(self, host: Host) -> None:
         process = host.process
@@ -166,6 +199,127 @@ class Chaos:
         other = self._random.choice([name for name in self._everyone() if name != host.name])
         count = self._world.network.reset_connections(host.name, other)
         self._fault("reset", f"{host.name} - {other}: {count} connection ends")
+
+    # --- the log -----------------------------------------------------------------------------
+
+    def _compact(self, host: Host) -> None:
+        hosts = [host] if self._random.random() < 0.3 else list(self._world.hosts.values())
+        keep = self._random.choice((0, 0, 5, 40))
+        dropped = [other.app.compact(keep) if serves(other) else 0 for other in hosts]
+        self._fault("compact", f"{[other.name for other in hosts]}: {dropped} segments")
+
+    def _transfer(self, host: Host) -> None:
+        leader = self._world.leader()
+        if leader is None or leader is host or leader.process is None:
+            return
+        self._fault("transfer", f"{leader.name} to {host.name}")
+        node = leader.app.node
+
+        async def transfer() -> None:
+            with contextlib.suppress(DLedgerError):
+                await node.transfer_leadership(host.name)
+
+        leader.process.spawn(transfer())
+
+    def _flood(self, _host: Host) -> None:
+        for leader in self._world.serving():
+            if not leader.is_paused:
+                count = self._random.choice((20, 60))
+                self._fault("flood", f"{leader.name} {count}")
+                self._world.flood(leader, count)
+
+    # --- schedules ---------------------------------------------------------------------------
+
+    def _pile_up(self, _host: Host) -> None:
+        """A leader is cut off with a long tail that nobody wants; the others go on, and compact."""
+        self._begin(self._pile_up_steps())
+
+    def _return(self, _host: Host) -> None:
+        """A deposed leader leads again, while what it was told before still arrives."""
+        self._begin(self._return_steps())
+
+    def _begin(self, steps: Coroutine[Any, Any, None]) -> None:
+        """Runs a schedule, one at a time."""
+        if self._schedule is None or self._schedule.done():
+            self._schedule = asyncio.ensure_future(self._follow(steps))
+        else:
+            steps.close()
+
+    async def _follow(self, steps: Coroutine[Any, Any, None]) -> None:
+        with contextlib.suppress(_TimeIsOverError):
+            await steps
+
+    async def _beats(self, low: float, high: float) -> None:
+        """Waits for some heartbeats of the leader's."""
+        beats = self._random.uniform(low, high)
+        await asyncio.sleep(beats * self._world.plan.heartbeat_ms / 1000)
+        if self._world.loop.time() >= self._until:
+            raise _TimeIsOverError
+
+    def _with_friend(self) -> tuple[Host, str, list[str]] | None:
+        """Returns the leader, a follower, and the other replicas."""
+        leader = self._world.leader()
+        if leader is None:
+            return None
+        others = [name for name in self._names() if name != leader.name]
+        friend = others.pop(self._random.randrange(len(others)))
+        return leader, friend, others
+
+    async def _pile_up_steps(self) -> None:
+        random, world = self._random, self._world
+        found = self._with_friend()
+        if found is None:
+            return
+        leader, friend, others = found
+        minority = [leader.name, friend] if random.random() < 0.4 and len(others) > 1 else []
+        minority = minority or [leader.name]
+        count = random.choice((20, 60, 160))
+        self._fault("pile-up", f"{count} on {minority}")
+        world.flood(leader, random.choice((0, 10)))
+        await self._beats(0.0, 0.1)
+        self._cut_between(minority, [name for name in self._names() if name not in minority])
+        world.flood(leader, count)
+        await self._beats(9.0, 20.0)
+        new = world.leader()
+        if new is not None and new is not leader:
+            world.flood(new, random.choice((0, 5, 60)))
+            await self._beats(0.5, 4.0)
+        if random.random() < 0.5:
+            for host in world.hosts.values():
+                if host.name not in minority and serves(host):
+                    host.app.compact(0)
+        self._fault("heal", "after a pile-up")
+        world.network.heal()
+
+    async def _return_steps(self) -> None:
+        random, world = self._random, self._world
+        found = self._with_friend()
+        if found is None:
+            return
+        leader, friend, others = found
+        self._fault("return", f"{leader.name} with {friend}")
+        link = world.network.links[friend, leader.name]
+        link.delay_s = random.uniform(14.0, 26.0) * world.plan.heartbeat_ms / 1000
+        self._cut_between([leader.name, friend], others)
+        world.flood(leader, random.choice((10, 60)))
+        await self._beats(8.0, 10.0)
+        # The others have a leader; its entries replace the tail of the first one.
+        world.network.heal()
+        await self._beats(0.5, 2.0)
+        # Only the first one can win now.
+        second = world.leader()
+        if second is None or second is leader:
+            return
+        world.network.isolate(second.name, self._names())
+        around = [name for name in self._names() if name not in (leader.name, second.name)]
+        for name in around:
+            self._cut_between([name], around)
+        world.network.cut(leader.name, friend)
+        await self._beats(10.0, 16.0)
+        world.flood(leader, random.choice((1, 10)))
+        await self._beats(1.0, 8.0)
+        self._fault("heal", "after a return")
+        world.network.calm()
 
     # --- disks and clocks --------------------------------------------------------------------
 

@@ -22,8 +22,13 @@ class Violation:
 class Oracle:
     """Sees every application, election and acknowledgement of a group."""
 
-    def __init__(self, loop: VirtualLoop, start_s: float) -> None:
+    def __init__(self, loop: VirtualLoop, start_s: float, replicas: int) -> None:
         self._loop = loop
+        self._replicas = replicas
+        self._logs: dict[str, Any] = {}  # the newest that each replica has opened
+        self._held: dict[str, dict[int, int]] = {}  # terms of the entries in each of them
+        self._installed: dict[str, int] = {}  # up to where a state may be ahead of its log
+        self._truncating: dict[str, int] = {}  # what a truncation under way leaves
         self._start_s = start_s
         self.violations: list[Violation] = []
         self._committed: dict[int, tuple[int, int, str]] = {}
@@ -33,6 +38,7 @@ class Oracle:
         self._terms: dict[str, int] = {}
         self.applied_count = 0
         self.elections = 0
+        self.installations = 0
 
     def violated(self, rule: str, text: str) -> None:
         """Notes a violation; the first ones tell the story."""
@@ -44,6 +50,7 @@ class Oracle:
         """Entries were applied: in order, and the same ones everywhere."""
         expected = max(before, 1) + 1
         committed = self._committed
+        newest = None
         for entry in entries:
             index = entry.index
             if index != expected:
@@ -54,12 +61,15 @@ class Oracle:
             if known is None:
                 committed[index] = (entry.term, crc, process)
                 self.applied_count += 1
+                newest = entry
             elif known[0] != entry.term or known[1] != crc:
                 self.violated(
                     "log-agreement",
                     f"entry {index} is of term {known[0]} on {known[2]} "
                     f"but of term {entry.term} on {process}",
                 )
+        if newest is not None:
+            self._check_majority(newest.index, newest.term, f"{process} applied")
 
     def serving(self, process: str, replica: str, term: int, node: Any, log: Any) -> None:
         """A leader begins to serve: one in a term, and with everything acknowledged."""
@@ -79,9 +89,43 @@ class Oracle:
         if known is not None and log.term_at(index) not in (None, known[0]):
             self.violated("leader-complete", f"{process} leads with another entry {index}")
 
-    def watch(self, process: str, log: Any) -> None:
-        """Looks at every truncation of a log: what is committed is never dropped."""
-        truncate = log.truncate_from
+    def opened(self, process: str, replica: str, log: Any, *, is_damaged: bool) -> None:
+        """A replica has opened its log: it holds what was durable, and drops nothing committed.
+
+        Args:
+            process: Who opened it.
+            replica: Whose log it is.
+            log: The log.
+            is_damaged: Bits were flipped in it; then it may refuse, and owes nothing here.
+        """
+        before, held = self._logs.get(replica), self._held.setdefault(replica, {})
+        if before is not None and not is_damaged:
+            last = min(before.durable_index, self._truncating.get(replica, before.durable_index))
+            term = held.get(last)
+            if last >= log.first_index and term is not None and log.term_at(last) != term:
+                self.violated(
+                    "durable-lost",
+                    f"{process} has {log.last_index} entries; {last} of term {term} was durable",
+                )
+        for index in [index for index in held if index > log.last_index]:
+            del held[index]
+        self._logs[replica] = log
+        self._truncating.pop(replica, None)
+        self._watch(process, replica, log, held)
+
+    def _watch(self, process: str, replica: str, log: Any, held: dict[int, int]) -> None:
+        """Takes note of what a log holds, so that it can be told when its process is dead."""
+        append, append_records = log.append, log.append_records
+        truncate, reset = log.truncate_from, log.reset_to
+
+        def noted_append(index: int, term: int, body: Any) -> None:
+            append(index, term, body)
+            held[index] = term
+
+        def noted_append_records(entries: Sequence[Any]) -> None:
+            append_records(entries)
+            for entry in entries:
+                held[entry.index] = entry.term
 
         def truncate_from(index: int) -> None:
             for at in range(index, log.last_index + 1):
@@ -89,13 +133,47 @@ class Oracle:
                 if known is not None and log.term_at(at) == known[0]:
                     self.violated("committed-dropped", f"{process} drops the committed entry {at}")
                     break
+            self._truncating[replica] = index - 1
             truncate(index)
+            self._truncating.pop(replica, None)
+            for at in [at for at in held if at >= index]:
+                del held[at]
 
-        log.truncate_from = truncate_from
+        def reset_to(record: bytes) -> None:
+            self._truncating[replica] = 0
+            reset(record)
+            self._truncating.pop(replica, None)
+            held.clear()
+            held[log.last_index] = log.last_term
 
-    def acknowledged(self, index: int) -> None:
-        """An entry's proposer was told that it is stored."""
+        log.append, log.append_records = noted_append, noted_append_records
+        log.truncate_from, log.reset_to = truncate_from, reset_to
+
+    def _check_majority(self, index: int, term: int, what: str) -> None:
+        """An entry that counts as committed is on the disks of a majority at that moment."""
+        holders = [
+            replica
+            for replica, log in self._logs.items()
+            if index < log.first_index
+            or (log.durable_index >= index and self._held[replica].get(index) == term)
+        ]
+        if 2 * len(holders) <= self._replicas:
+            self.violated(
+                "majority-durable",
+                f"{what} entry {index} of term {term}, durable only on {holders}",
+            )
+
+    def installed(self, replica: str, applied_index: int) -> None:
+        """A replica has replaced its state by a snapshot; its log follows."""
+        self._installed[replica] = applied_index
+        self.installations += 1
+
+    def acknowledged(self, index: int, log: Any) -> None:
+        """An entry's proposer was told that it is stored; `log` is its leader's."""
         self._acknowledged = max(self._acknowledged, index)
+        if index not in self._committed:
+            term = log.term_at(index)
+            self._check_majority(index, -1 if term is None else term, "acknowledged")
 
     def observe(self, process: str, replica: str, node: Any, log: Any) -> None:
         """Looks at a running node."""
@@ -109,7 +187,7 @@ class Oracle:
         if term < self._terms.get(replica, 0):
             self.violated("term-falls", f"{process}: term {self._terms[replica]} then {term}")
         self._terms[replica] = term
-        if node.applied_index > max(commit, 1):
+        if node.applied_index > max(commit, 1, self._installed.get(replica, 0)):
             self.violated("applied-ahead", f"{process}: {node.applied_index} over {commit}")
         if log.durable_index > log.last_index:
             self.violated("durable-ahead", f"{process}: {log.durable_index} > {log.last_index}")

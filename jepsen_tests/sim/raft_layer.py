@@ -17,6 +17,12 @@ from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
 from jepsen_tests.history import Append, Read, make_value
 from jepsen_tests.sim.host import Host, SimulatedSyncWorker
+from jepsen_tests.sim.list_snapshots import (
+    ListSnapshots,
+    ListState,
+    finish_installation,
+    load_state,
+)
 from jepsen_tests.sim.world import World, definite
 from store.commit_log import CommitLog
 from store.config import StoreConfig
@@ -25,14 +31,7 @@ QUEUE = "log"
 COMMAND = b"\x10"
 RAFT_PORT = 10_912
 OPERATION_TIMEOUT_S = 6.0
-
-
-class ListState:
-    """Applied numbers. Lives on the machine, as an LMDB file in the page cache does."""
-
-    def __init__(self) -> None:
-        self.applied_index = 0
-        self.values: list[int] = []
+DIRECTORY = Path("/data/log")
 
 
 class ListMachine:
@@ -74,16 +73,16 @@ class RaftServer:
         self.node: RaftNode | None = None
         self.log: CommitLog | None = None
         self.machine: ListMachine | None = None
+        self.snapshots: ListSnapshots | None = None
         self._failed: asyncio.Future[BaseException] | None = None
 
     def state(self) -> ListState:
-        """Returns what is applied on this machine; nothing after a loss of power."""
-        host = self.host
-        boot, state = getattr(host, "list_state", (-1, None))
-        if boot != host.boots or state is None:
-            state = ListState()
-            host.list_state = (host.boots, state)  # type: ignore[attr-defined]
-        return state  # type: ignore[no-any-return]
+        """Returns what is applied on this machine."""
+        return load_state(self.host)
+
+    def compact(self, keep: int) -> int:
+        """Takes a snapshot and drops what it makes dispensable; how many segments went."""
+        return 0 if self.snapshots is None else self.snapshots.compact(keep)
 
     async def run(self) -> None:
         """Opens the log, joins the group, and runs until something fatal."""
@@ -91,9 +90,16 @@ class RaftServer:
         process = host.process
         name = process.name if process else host.name
         self._failed = world.loop.create_future()
+        finish_installation(host, DIRECTORY, self._store_config())
         log = self.log = self.open_log()
-        world.oracle.watch(name, log)
+        world.oracle.opened(name, host.name, log, is_damaged=bool(host.damaged))
         self.machine = self.machine_class(self.state(), world, name)
+        self.snapshots = ListSnapshots(
+            host,
+            log,
+            self.machine.state,
+            lambda applied_index: world.oracle.installed(host.name, applied_index),
+        )
         random = Random(f"{world.plan.seed}/{name}")
         node = self._make_node(log, random)
         node.add_listener(Listener(world, host, node, log))
@@ -105,12 +111,15 @@ class RaftServer:
         """Opens the log as it is on the machine's disk."""
         world, host = self.world, self.host
         return CommitLog.open(
-            Path("/data/log"),
-            StoreConfig(segment_bytes=world.plan.segment_bytes, tail_cache_bytes=64 * 1024),
+            DIRECTORY,
+            self._store_config(),
             host.disk.files,
             sync_worker=SimulatedSyncWorker(world.loop, host.disk),
             clock=host.clock,
         )
+
+    def _store_config(self) -> StoreConfig:
+        return StoreConfig(segment_bytes=self.world.plan.segment_bytes, tail_cache_bytes=64 * 1024)
 
     def _make_node(self, log: CommitLog, random: Random) -> RaftNode:
         world, host = self.world, self.host
@@ -141,7 +150,14 @@ class RaftServer:
             random=random,
             on_fatal=self._fatal,
             engine_class=world.engine_class,
+            snapshots=self.snapshots,
         )
+
+    async def stop(self) -> None:
+        """Ends in order."""
+        if self.node is not None and self.log is not None:
+            await self.node.stop()
+            self.log.close()
 
     def _fatal(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():
@@ -184,9 +200,24 @@ class RaftClients:
         self._next_process = 0
         self.acknowledged = 0
         self.progress_at = 0.0
+        self.flooding: list[asyncio.Task[bool]] = []
+        world.flood = self.flood
+
+    def flood(self, host: Host, count: int) -> None:
+        """Lets a replica that says it leads have many appends at once, each of another client."""
+        size = self._world.plan.body_bytes // 2
+        for _ in range(count):
+            process = self.process()
+            work = self.append(host, process, make_value(process, 1), size)
+            self.flooding.append(self._world.loop.create_task(work))
 
     async def run(self, until: float) -> None:
         """Runs all clients until then."""
+        await self._run(until)
+        if self.flooding:
+            await asyncio.wait(self.flooding)
+
+    async def _run(self, until: float) -> None:
         plan = self._world.plan
         clients = [
             self._client(Random(f"client/{plan.seed}/{number}"), until)
@@ -227,9 +258,10 @@ class RaftClients:
         status: Any = "ok"
         try:
             offset, index = await self._in_process(host, host.app.node.submit(body))
-            world.oracle.acknowledged(index)
+            world.oracle.acknowledged(index, host.app.log)
             self.acknowledged += 1
             self.progress_at = world.loop.time()
+            world.on_acknowledged()
         except DLedgerError as exc:
             status, error = ("fail" if definite(exc) else "info"), str(exc)
         except TimeoutError:

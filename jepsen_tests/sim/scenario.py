@@ -8,6 +8,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
@@ -40,6 +41,7 @@ class Settings:
     server_class: type[Any] | None = None
     clients_class: type[Any] | None = None
     ignores_sync: bool = False
+    surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
     write_trace: Callable[[str], None] | None = None
 
 
@@ -56,6 +58,7 @@ class Result:
     acknowledged: int = 0
     operations: int = 0
     elections: int = 0
+    installations: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     held_back: int = 0
     delivered: int = 0
@@ -77,7 +80,8 @@ def run_plan(plan: Plan, settings: Settings | None = None) -> Result:
     gc.disable()  # collection would run at moments that no seed decides
     logging.disable(logging.CRITICAL)
     try:
-        run_virtual(lambda loop: _main(loop, plan, settings, result))
+        with settings.surroundings():
+            run_virtual(lambda loop: _main(loop, plan, settings, result))
     except SimulationStuckError as error:
         result.violations.append(Violation("stuck", 0.0, str(error)))
     finally:
@@ -178,6 +182,7 @@ def _fill(result: Result, world: World, clients: Any) -> None:
     result.acknowledged = clients.acknowledged
     result.operations = sum(hasattr(record, "status") for record in world.history)
     result.elections = world.oracle.elections
+    result.installations = world.oracle.installations
     result.faults = dict(sorted(world.trace.counts.items()))
     result.held_back = world.network.held_back
     result.delivered = world.network.delivered

@@ -35,6 +35,10 @@ class Server(Protocol):
         """Opens everything and serves; returns when the process must end."""
         ...
 
+    def compact(self, keep: int) -> int:
+        """Drops the front of the log but for `keep` entries; returns how many segments went."""
+        ...
+
     def close_files(self) -> None:
         """Gives back what a dead process would: handles outside of the simulation."""
         ...
@@ -69,11 +73,13 @@ class World:
             jitter_s=plan.jitter_s,
         )
         self.start_s = loop.time()
-        self.oracle = Oracle(loop, self.start_s)
+        self.oracle = Oracle(loop, self.start_s, plan.replicas)
         self.history: list[Record] = []
         self.hosts: dict[str, Host] = {}
         self._make_server = make_server
         self._fault_id = 0
+        self.flood: Callable[[Host, int], None] = lambda _host, _count: None  # set by clients
+        self._after_acknowledgement: list[Callable[[], None]] = []
         for number in range(plan.replicas):
             name = f"r{number}"
             self.hosts[name] = Host(
@@ -93,6 +99,7 @@ class World:
             election_timeout_min_ms=4 * beat,
             election_timeout_max_ms=8 * beat,
             check_quorum_ms=12 * beat,
+            append_bytes_max=self.plan.append_bytes_max,
         )
 
     def leader_bound_s(self) -> float:
@@ -196,19 +203,34 @@ class World:
             if host.is_running and host.app.node is not None and host.app.node.is_serving
         ]
 
+    def at_acknowledgement(self, callback: Callable[[], None]) -> None:
+        """Calls back once, at the moment in which the next client is told that it is done."""
+        self._after_acknowledgement.append(callback)
+
+    def on_acknowledged(self) -> None:
+        """A client was told that it is done."""
+        waiting, self._after_acknowledgement = self._after_acknowledgement, []
+        for callback in waiting:
+            callback()
+
     # --- phases ------------------------------------------------------------------------------
 
     async def observe(self) -> None:
         """Looks at all nodes again and again; runs until cancelled."""
         while True:
-            for host in self.hosts.values():
-                if host.is_running and host.process is not None and host.app.node is not None:
-                    self.oracle.observe(host.process.name, host.name, host.app.node, host.app.log)
+            self.observe_now()
             await asyncio.sleep(OBSERVE_S)
+
+    def observe_now(self) -> None:
+        """Looks at all nodes once."""
+        for host in self.hosts.values():
+            if host.is_running and host.process is not None and host.app.node is not None:
+                self.oracle.observe(host.process.name, host.name, host.app.node, host.app.log)
 
     def heal(self) -> None:
         """Ends all faults and starts what is down."""
         self.trace.note("WORLD", "heal")
+        self._after_acknowledgement.clear()
         self.network.calm()
         for host in self.hosts.values():
             host.disk.heal()

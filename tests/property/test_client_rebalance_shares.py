@@ -11,6 +11,9 @@ from dledger.client.rebalance import (
     Strategy,
     allocate_average,
     allocate_circle,
+    allocate_configured,
+    allocate_consistent_hash,
+    allocate_machine_room,
     difference,
 )
 from dledger.model import MessageQueue
@@ -19,7 +22,7 @@ queues = st.sets(
     st.builds(
         MessageQueue,
         st.just("t"),
-        st.sampled_from(["broker-a", "broker-b", "broker-c"]),
+        st.sampled_from(["broker-a", "broker-b", "east@broker-c", "west@broker-d"]),
         st.integers(0, 40),
     ),
     max_size=60,
@@ -45,6 +48,48 @@ def test_shares_partition_the_queues(
         sizes.append(len(share))
     assert sorted(shares) == sorted(all_queues)
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(queues, members)
+def test_the_ring_partitions_the_queues_and_moves_only_what_it_must(
+    all_queues: set[MessageQueue], ids: set[str]
+) -> None:
+    before = {
+        queue: me for me in ids for queue in allocate_consistent_hash([*all_queues], [*ids], me)
+    }
+    assert set(before) == all_queues
+    more = {*ids, "one more"}
+    after = {
+        queue: me for me in more for queue in allocate_consistent_hash([*all_queues], [*more], me)
+    }
+    assert set(after) == all_queues
+    assert all(after[queue] in (before[queue], "one more") for queue in all_queues)
+
+
+@given(queues, members)
+def test_rooms_are_shared_out_evenly_and_others_left_alone(
+    all_queues: set[MessageQueue], ids: set[str]
+) -> None:
+    shares = [allocate_machine_room([*all_queues], [*ids], me, rooms={"east"}) for me in ids]
+    east = {queue for queue in all_queues if queue.broker_name.startswith("east@")}
+    assert sorted(queue for share in shares for queue in share) == sorted(east)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(queues, members, queues)
+def test_configured_queues_are_read_if_they_exist(
+    all_queues: set[MessageQueue], ids: set[str], wanted: set[MessageQueue]
+) -> None:
+    for me in [*ids, "not a member"]:
+        share = allocate_configured([*all_queues], [*ids], me, configured=wanted)
+        assert share == sorted(all_queues & wanted)
+
+
+@given(members, st.integers(1, 8))
+def test_configured_members_still_share_the_retry_topic(ids: set[str], count: int) -> None:
+    retries = [MessageQueue("%RETRY%g", "broker-a", number) for number in range(count)]
+    shares = [allocate_configured(retries, [*ids], me, configured=[]) for me in ids]
+    assert sorted(queue for share in shares for queue in share) == retries
 
 
 @given(queues, members, strategies)

@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from dledger.errors import DLedgerError
 from jepsen_tests.history import make_value
+from jepsen_tests.sim.faults import serves
 from jepsen_tests.sim.loop import VirtualLoop
 from jepsen_tests.sim.plan import Plan
 from jepsen_tests.sim.raft_layer import RaftClients, RaftServer
@@ -40,7 +42,7 @@ class GroupMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 1 << 16))
     def start(self, seed: int) -> None:
         asyncio.set_event_loop(self.loop)
-        plan = Plan(seed=seed, replicas=REPLICAS, delay_s=0.002, jitter_s=0.004)
+        plan = Plan(seed=seed, replicas=REPLICAS, delay_s=0.002, jitter_s=0.004, body_bytes=4000)
         self.world = World(self.loop, plan, RaftServer)
         self.clients = RaftClients(self.world)
         self.observer = self.loop.create_task(self.world.observe())
@@ -99,8 +101,45 @@ class GroupMachine(RuleBasedStateMachine):
             self.world.power_off(host)
 
     @rule(name=HOSTS)
+    def stop(self, name: str) -> None:
+        """Ends a replica in order, as `systemctl stop` does."""
+        host = self.world.hosts[name]
+        process = host.process
+        if not serves(host) or process is None:
+            return
+        stopping = process.spawn(host.app.stop())
+        self.run(asyncio.wait({stopping}, timeout=3.0))
+        assert stopping.done(), "an orderly stop takes long"
+        self.world.kill(host)
+
+    @rule(name=HOSTS)
     def restart(self, name: str) -> None:
         self.world.start(self.world.hosts[name])
+
+    @rule(keep=st.sampled_from([0, 5]), hosts=st.sets(HOSTS, min_size=1))
+    def compact(self, keep: int, hosts: set[str]) -> None:
+        for name in sorted(hosts):
+            if serves(self.world.hosts[name]):
+                self.world.hosts[name].app.compact(keep)
+
+    @rule(name=HOSTS)
+    def transfer(self, name: str) -> None:
+        leader = self.world.leader()
+        if leader is None or leader.process is None or leader.name == name:
+            return
+        node = leader.app.node
+
+        async def transfer() -> None:
+            with contextlib.suppress(DLedgerError):
+                await node.transfer_leadership(name)
+
+        leader.process.spawn(transfer())
+
+    @rule(count=st.sampled_from([10, 60]))
+    def flood(self, count: int) -> None:
+        """Many large appends: enough for a segment, so that there is something to drop."""
+        for host in self.world.serving():
+            self.clients.flood(host, count)
 
     @rule(name=HOSTS, stop=st.booleans())
     def pause(self, name: str, stop: bool) -> None:
@@ -119,6 +158,7 @@ class GroupMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_violated(self) -> None:
         if hasattr(self, "world"):
+            self.world.observe_now()
             assert not self.world.oracle.violations, self.world.oracle.violations
 
     def teardown(self) -> None:
@@ -139,8 +179,9 @@ class GroupMachine(RuleBasedStateMachine):
         healed = self.loop.time()
         self.run(self.clients.prove_progress(healed + 4.0))
         assert self.clients.progress_at >= healed, "no progress after healing"
-        if self.pending:
-            self.run(asyncio.wait(self.pending))
+        pending = self.pending + self.clients.flooding
+        if pending:
+            self.run(asyncio.wait(pending))
         self.run(world.wait("equal replicas", world.converged, 12.0))
         self.clients.final_reads()
         self.observer.cancel()
