@@ -16,11 +16,12 @@ from store.state_batch import WriteBatch
 from store.state_keys import group_prefix
 from store.state_rows import POP, RowChanges, RowReader
 
-PULL, POP_MODE = "PULL", "POP"
 _MODES_OF_GROUP_MAX: Final = 1 << 30
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Mode = Literal["PULL", "POP"]
+PULL: Final[Mode] = "PULL"
+MODES: Final[dict[str, Mode]] = {"PULL": "PULL", "POP": "POP"}
 
 
 class SetRequestMode(msgspec.Struct, frozen=True, array_like=True):

@@ -30,6 +30,7 @@ from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
 from broker.offset_commits import OffsetCommits
 from broker.popping import Popping, make_popping
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -491,6 +492,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
             pop=popping.pops,
             pop_acks=popping.acks,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dledger.client.rebalance import STRATEGIES, VIRTUAL_NODES
+from dledger.allocation import STRATEGIES, VIRTUAL_NODES
 from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.errors import ConfigError
 from dledger.model import MessageQueue
