@@ -171,6 +171,8 @@ class TimingSection:
         preferred_leader_stable_s: A preferred leader that came back leads again when it has been
             connected and caught up for this long.
         retention_check_s: How often old messages are looked for.
+        retention_wait_s: A connected replica that has not taken the oldest of them for this long
+            is not waited for any longer; it gets a snapshot when it goes on.
         drain_s: How long a stopping broker waits for requests under way.
     """
 
@@ -185,6 +187,7 @@ class TimingSection:
     disk_check_s: float = 1.0
     preferred_leader_stable_s: float = 10.0
     retention_check_s: float = 10.0
+    retention_wait_s: float = 60.0
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -83,6 +85,75 @@ def choose_boundary(
     return boundary
 
 
+@dataclass
+class _Hold:
+    """Since when a follower keeps segments from going, and what ends that."""
+
+    since: float
+    goal: int
+    snapshot_bytes: int
+    is_over: bool = False
+
+
+class Patience:
+    """How long old segments are kept for a follower that still needs them. Pure.
+
+    A connected follower that takes what it is sent is waited for; one that has not taken the
+    oldest segment after so long (a full or dead disk, a stopped process) is not, or the leader's
+    disk would fill up as well. It gets a snapshot when it goes on.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self._holds: dict[str, _Hold] = {}
+
+    def needed_index(
+        self, now: float, oldest: int | None, progress: Mapping[str, Mapping[str, int]]
+    ) -> int | None:
+        """Returns the first index that followers may keep, None if there is none.
+
+        Args:
+            now: Monotonic time.
+            oldest: Last index of the oldest segment, if that is to go.
+            progress: `RaftNode.peer_progress`. Followers away do not count: one that is away for
+                longer than messages are kept gets a snapshot when it is back.
+        """
+        needed = [
+            theirs["match_index"]
+            for peer, theirs in progress.items()
+            if theirs["connected"] and not self._is_over(peer, now, oldest, theirs)
+        ]
+        for peer in self._holds.keys() - progress.keys():
+            del self._holds[peer]
+        return min(needed, default=None)
+
+    def _is_over(
+        self, peer: str, now: float, oldest: int | None, theirs: Mapping[str, int]
+    ) -> bool:
+        """Whether a follower has been waited for long enough."""
+        match, received = theirs["match_index"], theirs.get("snapshot_bytes", 0)
+        hold = self._holds.get(peer)
+        if hold is not None and match > hold.goal:
+            hold = None
+        if hold is None:
+            self._holds.pop(peer, None)
+            if oldest is None or match > oldest:
+                return False
+            hold = self._holds[peer] = _Hold(now, oldest, received)
+        if received > hold.snapshot_bytes:
+            hold.since, hold.snapshot_bytes = now, received
+        if not hold.is_over and now - hold.since >= self._wait_s:
+            hold.is_over = True
+            logger.warning(
+                "old segments no longer wait for a replica that does not take them: "
+                "replica=%s match_index=%d waited_s=%.1f",
+                peer,
+                match,
+                now - hold.since,
+            )
+        return hold.is_over
+
+
 class Retention:
     """Drops old messages of one replica's group (as leader) and old files of this replica."""
 
@@ -99,6 +170,7 @@ class Retention:
         self._snapshotter = snapshotter
         self._maintenance = maintenance
         self._fs = fs
+        self._patience = Patience(context.config.timing.retention_wait_s)
         self._newest_ms: dict[int, int | None] = {}  # by base offset; sealed segments never change
 
     async def run(self, interval_s: float) -> None:
@@ -132,15 +204,20 @@ class Retention:
         section = self._context.config.store
         stores = self._stores
         free_bytes = self._fs.free_bytes(self._context.config.data_directory)
-        boundary = choose_boundary(
+        choose = partial(
+            choose_boundary,
             [DatedSegment(facts, self._dated(facts)) for facts in stores.log.segments()],
             now_ms=self._context.clock.wall_ms(),
             retention_ms=int(section.retention_hours * 3_600_000),
             bytes_max=section.retention_bytes,
             bytes_short=max(0, section.retention_free_bytes - free_bytes),
             log_bytes=stores.log.size_bytes,
-            index_max=min(stores.store.applied_index, self._needed_index()),
         )
+        applied = stores.store.applied_index
+        wanted = choose(index_max=applied)
+        if wanted is None or wanted <= stores.store.retained_offset:
+            return
+        boundary = choose(index_max=min(applied, self._needed_index()))
         if boundary is None or boundary <= stores.store.retained_offset:
             return
         count = await self._trim_queues(boundary)
@@ -204,13 +281,11 @@ class Retention:
         return None
 
     def _needed_index(self) -> int:
-        """Returns the first index that a follower still needs; followers away do not count.
-
-        One that is away for longer than messages are kept gets a snapshot when it is back.
-        """
-        progress = self._context.raft.peer_progress().values()
-        needed = [peer["match_index"] for peer in progress if peer["connected"]]
-        return min(needed, default=self._stores.store.applied_index)
+        """Returns the first index that a follower still needs and may keep."""
+        oldest = next((facts.last_index for facts in self._stores.log.segments()), None)
+        progress = self._context.raft.peer_progress()
+        needed = self._patience.needed_index(self._context.clock.monotonic(), oldest, progress)
+        return self._stores.store.applied_index if needed is None else needed
 
     # --- every replica's part ---------------------------------------------------------------
 

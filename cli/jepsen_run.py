@@ -28,7 +28,8 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every choice 
 
 def run(
     workload: Annotated[
-        str, typer.Option("--workload", help="W1 (log), W1-client, W1-wire, W2, W3.")
+        str,
+        typer.Option("--workload", help="W1 (log) to W7 (locks); W1-client, W1-wire, W2-group."),
     ] = "W1",
     nemesis: Annotated[
         str, typer.Option("--nemesis", metavar="F1,...", help="Faults, or none; default F1.")

@@ -6,6 +6,7 @@ and left there.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +18,16 @@ from jepsen_tests.history import Meta
 from jepsen_tests.hosts.cleanup import CleanUp
 from jepsen_tests.hosts.cluster import new_run_id
 from jepsen_tests.hosts.shell import HarnessError
+from jepsen_tests.mortality import Mortality
 from jepsen_tests.options import RunOptions
 from jepsen_tests.run_log import RunLog, merge_histories
 from jepsen_tests.worker_pool import WorkerPool
 from jepsen_tests.workloads.plan import WorkerPlan
-from jepsen_tests.workloads.registry import Workload
+from jepsen_tests.workloads.registry import Stage, Workload
 
 _FINAL_INDEX = 90
 _PROGRESS_S = 1.0
-_STOP_S = 15.0
-_DRAIN_S = 75.0
+_ENDS = ((15.0, Stage.LOAD), (120.0, Stage.SETTLE), (100.0, Stage.DRAIN))
 _FINAL_S = 120.0
 
 
@@ -73,11 +74,19 @@ class ForeignRun:
             kinds = self.workload.workers if self.workload.foreign else ("log-client",)
             for number, kind in enumerate(kinds, start=1):
                 self.pool.start(self._plan(kind, number))
-            self._wait(time.monotonic() + self.options.time_s)
+            deaths = random.Random(f"{self.options.seed}-deaths")
+            mortality = Mortality(
+                self.pool,
+                self.log,
+                self.workload.mortal,
+                deaths,
+                lambda kind, index, _host: self._plan(kind, index),
+            )
+            self._wait(time.monotonic() + self.options.time_s, mortality)
             end_ns = self.log.phase("heal")
             self.figures["loadSeconds"] = round((end_ns - begin_ns) / 1e9, 3)
-            for timeout_s, draining in ((_STOP_S, False), (_DRAIN_S, True)):
-                bad = self.pool.stop(timeout_s, draining=draining)
+            for timeout_s, stage in _ENDS:
+                bad = self.pool.stop(timeout_s, stage)
                 self.problems += [f"{name}: {reason}" for name, reason in bad.items()]
             self.log.phase("final")
             self.pool.run(self._plan("final", _FINAL_INDEX), _FINAL_S)
@@ -116,14 +125,17 @@ class ForeignRun:
             replicas=self.masters,
             seed=self.options.seed * 1000 + index,
             rate=min(self.options.rate or 1e9, self.workload.rate_max) / len(self.workload.workers),
+            consumers=f"{self.topic}-group",
+            retry_max=self.workload.retry_max,
         )
 
-    def _wait(self, until: float) -> None:
+    def _wait(self, until: float, mortality: Mortality) -> None:
         begin = time.monotonic()
         while (now := time.monotonic()) < until:
             reason = self.pool.failed()
             if reason:
                 raise HarnessError(reason)
+            mortality.tick()
             counts = self.pool.counts()
             done = sum(n for name, n in counts.items() if name.endswith("-ok"))
             self._say(f"[{now - begin:6.1f} s] {done:,} ok")

@@ -29,7 +29,7 @@ one operation from the first attempt's `inv` to the last answer.
 | `append` `append_batch` `read` | the log, rules C1-C5 | W1, W2, and final reads |
 | `group` `assign` `revoke` `deliver` `done` `dead` | consumers, rules D1-D4, D7-D10 | W2-W6 |
 | `commit` `fetch` | committed offsets (a max-register, or any register) | W3 |
-| `send` | a message without a known offset (delayed: rule D6) | W5, W6 |
+| `send` `recall` | a message without a known offset (delayed: rule D6) | W5 |
 | `half` `resolve` `check_back` | transactions, rule D5 | W4 |
 | `call` | compare-and-set objects, locks, configuration: searched (WGL) | W7 |
 | `fault` `phase` `note` | the bands of the timeline; proof that a fault bit | nemeses, runner |
@@ -99,6 +99,7 @@ class Meta(Record, tag="meta"):
     equal_final_reads: bool = True  # every final read of a queue must show the same log
     commits_monotonic: bool = True  # committed offsets are a max-register; False: search them
     commit_window: int | None = None  # D2: offsets redelivered below the committed one, None = any
+    two_owners_ms: int = 5000  # D7: how long a queue may have two owners, unless it is ordered
     duplicates_max: int | None = None  # D7: per group; None = any number that has a cause
     delay_tolerance_ms: int = 0  # D6: injected clock skew; the report says so when not 0
     check_back_after_ms: int = 0  # D5: no check-back sooner than this after the half message
@@ -348,6 +349,18 @@ class Resolve(Record, tag="resolve"):
     error: str = ""
 
 
+class Recall(Record, tag="recall"):
+    """A delayed message is taken back before its time."""
+
+    process: int
+    value: Value
+    inv: int
+    ret: int
+    status: Status
+    node: str = ""
+    error: str = ""
+
+
 class CheckBack(Record, tag="check_back"):
     """The broker asked a producer about an undecided transaction."""
 
@@ -431,6 +444,7 @@ AnyRecord: TypeAlias = (
     | Fetch
     | Half
     | Resolve
+    | Recall
     | CheckBack
     | Call
     | Fault

@@ -30,6 +30,7 @@ from jepsen_tests.hosts.cluster import ClusterPlan, ClusterUnderTest, new_run_id
 from jepsen_tests.hosts.network import NamespaceNetwork
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.hosts.volumes import FolderVolumes, ImageVolumes, Volumes, remove_tree
+from jepsen_tests.mortality import Mortality
 from jepsen_tests.nemeses.base import Bench, Nemesis
 from jepsen_tests.nemeses.limits import remove_groups
 from jepsen_tests.nemeses.monitor import Monitor
@@ -42,14 +43,15 @@ from jepsen_tests.run_log import RunLog, merge_histories
 from jepsen_tests.schedule import Schedule
 from jepsen_tests.worker_pool import WorkerPool
 from jepsen_tests.workloads.plan import WorkerPlan
-from jepsen_tests.workloads.registry import NOT_YET, Workload, find_workload
+from jepsen_tests.workloads.registry import Stage, Workload, find_workload
 
-ACKS_MIN_PER_S = 50
 FINAL_INDEX = 90
+CLOCK_SKEW_MS_MAX = 600_000
 _STOP_S = 15.0
+_SETTLE_S = 75.0
 _HEALTHY_S = 60.0
 _PLANTED_HEALTHY_S = 8.0  # a broken replica may well never come back
-_DRAIN_S = 75.0
+_DRAIN_S = 100.0
 _FINAL_S = 120.0
 _PROGRESS_S = 1.0
 _HARNESS_BROKER = "jepsen_tests.hosts.broker"
@@ -103,9 +105,6 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
     """
     workload = find_workload(options.workload)
     folder = _make_folder(options)
-    if workload is None:
-        reason = NOT_YET[options.workload.upper()]
-        return _not_available(folder, options, f"{options.workload} {reason}")
     able = capabilities or probe_capabilities()
     if options.nameserver:
         return _run_foreign(ForeignRun(options, workload, folder, say), able)
@@ -165,6 +164,7 @@ class _Run:
         self.figures: dict[str, Any] = {}
         self._begin_ns = time.monotonic_ns()
         self._shown_at = 0.0
+        self.mortality: Mortality | None = None  # while the load lasts
         self._build()
 
     def _build(self) -> None:
@@ -177,7 +177,7 @@ class _Run:
             broker_module=_HARNESS_BROKER if clocks or plant else "broker",
             broker_arguments={"*": plant},
             wall_clocks=clocks,
-            settings=_SETTINGS,
+            settings=_settings(self.workload, self.nemeses),
         )
         self.clients = [f"c{number}" for number in range(1, len(self.workload.workers) + 1)]
         if self.able.backend is Backend.PROXY:
@@ -238,27 +238,36 @@ class _Run:
             worker_pids={worker.plan.host: worker.pid for worker in self.pool.workers},
             target=self.options.target,
         )
+        self.mortality = Mortality(
+            self.pool,
+            self.log,
+            self.workload.mortal,
+            random.Random(f"{self.options.seed}-deaths"),
+            self._plan,
+        )
         chance = random.Random(f"{self.options.seed}-times")
         schedule = Schedule(bench, self.log, self.nemeses, chance, self.say, self._tick)
         self.load_begin_ns = self.log.phase("load")
         schedule.run(time.monotonic() + self.options.time_s)
+        self.mortality = None
         bench.cuts.clear()
 
     def _heal(self) -> None:
         load_end_ns = self.log.phase("heal")
         self.network.reset()
         self.figures["loadSeconds"] = round((load_end_ns - self.load_begin_ns) / 1e9, 3)
-        self._stop_workers(_STOP_S, draining=False)
+        self._stop_workers(_STOP_S, Stage.LOAD)
         for replica in self.cluster.replicas:
             self.cluster.start(replica)
         begin = time.monotonic()
         self.cluster.wait_healthy(_PLANTED_HEALTHY_S if self.options.plant else _HEALTHY_S)
         self.figures["healthyAfterSeconds"] = round(time.monotonic() - begin, 3)
         self.log.phase("drain")
-        self._stop_workers(_DRAIN_S, draining=True)
+        self._stop_workers(_SETTLE_S, Stage.SETTLE)
+        self._stop_workers(_DRAIN_S, Stage.DRAIN)
 
-    def _stop_workers(self, timeout_s: float, *, draining: bool) -> None:
-        for name, reason in self.pool.stop(timeout_s, draining=draining).items():
+    def _stop_workers(self, timeout_s: float, stage: Stage) -> None:
+        for name, reason in self.pool.stop(timeout_s, stage).items():
             self.problems.append(f"{name}: {reason}")
 
     def _final(self) -> None:
@@ -281,6 +290,8 @@ class _Run:
             seed=options.seed * 1000 + index,
             timeout_s=0.0005 if options.plant == "K20" else 1.0,
             rate=min(options.rate or 1e9, self.workload.rate_max) / clients,
+            retry_max=self.workload.retry_max,
+            plant=options.plant,
         )
 
     def _count(self) -> None:
@@ -309,6 +320,8 @@ class _Run:
         reason = self.pool.failed()
         if reason:
             raise HarnessError(reason)
+        if self.mortality is not None and (born := self.mortality.tick()) is not None:
+            self.say(f"killed and replaced: {born.plan.kind} (now pid {born.pid})")
         now = time.monotonic()
         if now - self._shown_at < _PROGRESS_S:
             return
@@ -361,6 +374,12 @@ class _Run:
             remove_tree(self.folder / "data")
         return result
 
+    def _promises(self) -> dict[str, Any]:
+        """Returns what is promised of times: little, where a fault moves the brokers' clocks."""
+        if any(nemesis.needs_clock for nemesis in self.nemeses):
+            return {"delay_tolerance_ms": CLOCK_SKEW_MS_MAX}
+        return dict(self.workload.promises)
+
     def _meta(self, skipped: dict[str, str]) -> Meta:
         options = self.options
         return Meta(
@@ -379,8 +398,18 @@ class _Run:
                 "target": options.target,
                 "rate": options.rate,
             },
-            acks_min=int(ACKS_MIN_PER_S * options.time_s),
+            acks_min=int(self.workload.acks_min_per_s * options.time_s),
+            **self._promises(),
         )
+
+
+def _settings(workload: Workload, nemeses: list[Nemesis]) -> dict[str, Any]:
+    """Returns what every `broker.toml` says, with what the workload and the faults need."""
+    found: dict[str, Any] = {section: dict(table) for section, table in _SETTINGS.items()}
+    for wanted in (workload.settings, *(nemesis.settings for nemesis in nemeses)):
+        for section, table in wanted.items():
+            found.setdefault(section, {}).update(table)
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import IO, Protocol
 from cli.supervisor import server_environment
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.workloads.plan import WorkerPlan, save_plan
-from jepsen_tests.workloads.registry import DRAINING
+from jepsen_tests.workloads.registry import Stage, stage_of
 
 _READY_S = 20.0
 
@@ -33,6 +33,7 @@ class WorkerProcess:
         """
         self.plan = plan
         self.counts: Counter[str] = Counter()
+        self.is_replaced = False
         self._ready = threading.Event()
         stem = f"worker-{plan.index}-{plan.kind}"
         path = directory / f"{stem}.json"
@@ -132,6 +133,13 @@ class WorkerPool:
         worker.wait_ready()
         return worker
 
+    def replace(self, old: WorkerProcess, plan: WorkerPlan) -> WorkerProcess:
+        """Starts a client process in place of one that was killed; does not wait for it."""
+        old.is_replaced = True
+        worker = WorkerProcess(plan, self._network.command_prefix(plan.host), self._directory)
+        self.workers.append(worker)
+        return worker
+
     def run(self, plan: WorkerPlan, timeout_s: float) -> None:
         """Runs a client process to its end.
 
@@ -150,17 +158,17 @@ class WorkerPool:
             total.update(worker.counts)
         return total
 
-    def stop(self, timeout_s: float, *, draining: bool) -> dict[str, str]:
+    def stop(self, timeout_s: float, stage: Stage) -> dict[str, str]:
         """Ends workers in order; returns those that did not end well.
 
         Args:
             timeout_s: Those that take longer are killed.
-            draining: Whether to end those that consume to the end, or the others.
+            stage: The workers that end in it.
         """
         running = [
             worker
             for worker in self.workers
-            if worker.is_running and (worker.plan.kind in DRAINING) == draining
+            if worker.is_running and stage_of(worker.plan.kind) is stage
         ]
         for worker in running:
             worker.ask_stop()
@@ -176,7 +184,9 @@ class WorkerPool:
     def failed(self) -> str:
         """Returns what is wrong with a worker that ended too early; empty if none did."""
         for worker in self.workers:
-            if worker.plan.kind not in ("setup", "final") and not worker.is_running:
+            if worker.is_replaced or worker.plan.kind in ("setup", "final"):
+                continue
+            if not worker.is_running:
                 return f"worker {worker.plan.index} ({worker.plan.kind}) ended: {worker.tail()}"
         return ""
 

@@ -47,6 +47,7 @@ class InfoProcessor:
             "brokerActive": raft.is_serving,
             "brokerRole": "SYNC_MASTER" if raft.role is Role.LEADER else "SLAVE",
             "bootTimestamp": context.boot_ms,
+            "wallClockMs": now_ms,
             "runtime": f"[ {(now_ms - context.boot_ms) // 1000} seconds ]",
             "putTps": _NO_RATE,
             "getTransferredTps": _NO_RATE,

@@ -142,11 +142,12 @@ class PullProcessor:
         """Answers or parks a pull.
 
         Raises:
-            NotLeaderError: This replica still replays its log; the leader shall answer.
+            NotLeaderError: This replica still replays its log, or lacks the part that a snapshot
+                it was given knows of; the leader shall answer.
             DLedgerError: Refused.
         """
         header = command.header(PullMessageHeader)
-        if self._replay_to and self._is_replaying():
+        if (self._replay_to and self._is_replaying()) or self._lacks_log():
             raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
         self._context.counters.pulls += 1
@@ -195,6 +196,10 @@ class PullProcessor:
         if context.raft.is_serving or context.store.applied_index >= target:
             self._replay_to = 0
         return self._replay_to > 0
+
+    def _lacks_log(self) -> bool:
+        """Whether a snapshot was installed here and the log has not reached it yet."""
+        return self._context.log.last_index < self._context.store.applied_index
 
     # --- events -----------------------------------------------------------------------------
 
@@ -320,10 +325,11 @@ class PullProcessor:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
         offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
-        if self._context.log.last_index < store.applied_index and start < offset_max:
-            # A snapshot was installed here, and the log has not reached it yet.
+        if self._lacks_log() and offset_min <= start < offset_max:
+            # A pull that waited while the snapshot came. Not the end of the queue: that would say
+            # that there is nothing where there is something.
             status = "OFFSET_OVERFLOW_ONE"
-            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, offset_max)
+            return Outcome(ResponseCode.PULL_NOT_FOUND, status, start, offset_min, start)
         target = self._resets.target((pull.group, pull.topic_id, pull.queue_id))
         if target is not None and target != start:
             moved = ResponseCode.PULL_OFFSET_MOVED

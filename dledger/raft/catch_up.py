@@ -99,7 +99,9 @@ class CatchUp(Elections):
         first = self._log.first_index
         if next_index > first or first == 1:
             return False
-        if self._progress[node.id].floor_asked != first:
+        if next_index > self._progress[node.id].floor_asked:
+            # Not asked yet, or not answered. One that lacks an earlier first entry lacks this one
+            # as well: under a narrow link the front may move faster than answers come.
             self._ask_floor(node)
             return False
         reader = self._host.open_snapshot()
@@ -118,6 +120,11 @@ class CatchUp(Elections):
         self._drop_outgoing(node.id)
         self._outgoing[node.id] = OutgoingSnapshot(reader, self._clock.monotonic())
         return True
+
+    def _snapshot_bytes(self, peer_id: str) -> int:
+        """Returns how much of a snapshot on its way to a follower has arrived there."""
+        outgoing = self._outgoing.get(peer_id)
+        return 0 if outgoing is None else outgoing.confirmed
 
     def _drop_outgoing(self, peer_id: str | None = None) -> None:
         for found in [peer_id] if peer_id is not None else list(self._outgoing):

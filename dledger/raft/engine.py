@@ -231,6 +231,7 @@ class Engine(CatchUp):
                 "match_index": int(self._SyncObj__raftMatchIndex.get(self._peers[peer_id], 0)),
                 "next_index": int(self._SyncObj__raftNextIndex.get(self._peers[peer_id], 0)),
                 "in_flight_bytes": progress.in_flight_bytes,
+                "snapshot_bytes": self._snapshot_bytes(peer_id),
                 "connected": int(self._peers[peer_id] in self._SyncObj__connectedNodes),
             }
             for peer_id, progress in self._progress.items()

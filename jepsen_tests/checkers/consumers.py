@@ -19,6 +19,7 @@ from jepsen_tests.checkers.events import (
 )
 from jepsen_tests.history import Value
 
+NS_PER_MS = 1_000_000
 RETRY_PREFIX = "%"  # queues of the broker's own topics: %RETRY%group, %DLQ%group
 
 
@@ -122,6 +123,8 @@ class GroupJudge:
             self.add("D1", kind, text, message.number)
 
     def _must_arrive(self, message: Message, seen: set[Value]) -> bool:
+        if message.value in self.history.recalls:
+            return False
         if message.half:
             committed = self.history.committed_half(message.value)
             return committed is True or (committed is None and message.value in seen)
@@ -198,20 +201,35 @@ class GroupJudge:
         return late.attempt > early.attempt and unfinished  # the broker's time-out
 
     def _owned_together(self, early: Delivery, late: Delivery) -> bool:
-        """Whether the later owner began from the committed offset while the earlier went on.
+        """Whether both consumers were given the queue, as happens while it changes hands.
 
-        Groups without exclusive queues allow that for the length of a rebalance.
+        Groups without exclusive queues allow that for as long as a rebalance may take, which is
+        promised, or longer if a fault kept one of them from hearing of it. Two that stay owners
+        beside each other are no cause: their group has lost its balance.
         """
         if early.consumer == late.consumer:
             return False
-        owners = self.owners_of.get(early.queue, ())
-        begins = [o.t for o in owners if o.begins and o.consumer == late.consumer and o.t <= late.t]
-        if not begins:
+        first = self._holding(early)
+        second = self._holding(late)
+        if first is None or second is None:
             return False
-        ends = [
-            o.t for o in owners if not o.begins and o.consumer == early.consumer and o.t >= early.t
-        ]
-        return begins[-1] <= min(ends, default=NEVER)
+        begin, end = max(first[0], second[0]), min(first[1], second[1])
+        if begin > end:
+            return False
+        limit = self.history.meta.two_owners_ms * NS_PER_MS
+        return end - begin <= limit or self.history.fault_between(begin, end)
+
+    def _holding(self, delivery: Delivery) -> tuple[int, int] | None:
+        """Returns from when until when the consumer of a delivery held its queue."""
+        begin: int | None = None
+        for owner in self.owners_of.get(delivery.queue, ()):
+            if owner.consumer != delivery.consumer:
+                continue
+            if owner.begins and owner.t <= delivery.t:
+                begin = owner.t
+            elif not owner.begins and owner.t >= delivery.t:
+                return None if begin is None else (begin, owner.t)
+        return None if begin is None else (begin, NEVER)
 
     # --- D8 ---
 

@@ -20,6 +20,7 @@ from jepsen_tests.history import (
     Group,
     Half,
     Meta,
+    Recall,
     Resolve,
     Revoke,
     Send,
@@ -142,6 +143,7 @@ class ConsumerHistory:
         self.messages: dict[Value, Message] = {}
         self.groups: dict[str, GroupEvents] = {}
         self.resolves: dict[Value, list[tuple[int, Resolve]]] = defaultdict(list)
+        self.recalls: dict[Value, list[tuple[int, Recall]]] = defaultdict(list)
         self.check_backs: list[tuple[int, CheckBack]] = []
         self.faults: list[Fault] = []
         self.log_values: dict[str, list[Value | None]] = {}  # what each queue holds, by offset
@@ -229,6 +231,11 @@ class ConsumerHistory:
     def add_resolve(self, number: int, op: Resolve) -> None:
         """Adds the end of a transaction."""
         self.resolves[op.value].append((number, op))
+
+    def add_recall(self, number: int, op: Recall) -> None:
+        """Adds the recall of a delayed message; one that certainly failed did nothing."""
+        if op.status != "fail":
+            self.recalls[op.value].append((number, op))
 
     # --- what the rules ask ---
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from jepsen_tests.checkers.log_store import FinalRead, LogHistory
 from jepsen_tests.checkers.verdict import Reason
-from jepsen_tests.history import Fault, Meta
+from jepsen_tests.history import Fault, Meta, topic_of
 
 _NEVER = (1 << 63) - 1
 
@@ -73,9 +73,14 @@ def final_read_reasons(history: LogHistory) -> list[Reason]:
     reads: dict[tuple[str, str], list[FinalRead]] = defaultdict(list)
     for read in history.finals:
         reads[read.queue, read.node].append(read)
-    reasons: list[Reason] = []
+    known = {topic_of(name) for name in history.queues}
+    reasons = [
+        Reason("no-final-read", f"no queue of {topic} was read")
+        for topic in sorted(history.loose - known)
+    ]
     for queue in history.queues.values():
-        if not queue.acks:
+        # Of a message whose queue nobody was told, every queue of the topic may be the place.
+        if not queue.acks and topic_of(queue.name) not in history.loose:
             continue
         nodes = {node for name, node in reads if name == queue.name}
         complete = {node for node in nodes if _covers(reads[queue.name, node])}

@@ -24,7 +24,12 @@ from jepsen_tests.checkers.max_register import MaxRegister
 from jepsen_tests.checkers.models import MODELS
 from jepsen_tests.checkers.ownership import judge_ownership
 from jepsen_tests.checkers.search import Operation, search
-from jepsen_tests.checkers.transactions import judge_delays, judge_transactions
+from jepsen_tests.checkers.transactions import (
+    judge_delays,
+    judge_recalls,
+    judge_transactions,
+    transaction_objects,
+)
 from jepsen_tests.checkers.verdict import Outcome, Reason, Verdict, Violation, span_of
 from jepsen_tests.history import (
     AnyRecord,
@@ -43,6 +48,7 @@ from jepsen_tests.history import (
     Half,
     Meta,
     Read,
+    Recall,
     Record,
     Resolve,
     Revoke,
@@ -62,9 +68,10 @@ _COUNTED: dict[type[Record], str] = {
     Commit: "commits",
     Fetch: "fetches",
     Resolve: "resolves",
+    Recall: "recalls",
     Call: "calls",
 }
-_WRITES = (Append, BatchAppend, Send, Half, Commit, Resolve, Call)
+_WRITES = (Append, BatchAppend, Send, Half, Commit, Resolve, Recall, Call)
 _NS_PER_MS = 1_000_000
 
 
@@ -188,6 +195,7 @@ class _Intake:
             Commit: self._commit,
             Fetch: self._fetch,
             Resolve: consumers.add_resolve,
+            Recall: consumers.add_recall,
             CheckBack: self._check_back,
             Call: self._call,
             Fault: self._fault,
@@ -301,6 +309,7 @@ class _Intake:
                 judge_ownership(consumers, events, findings)
             reasons += _drain_reasons(events.name, events.info)
         judge_transactions(consumers, visible, findings)
+        judge_recalls(consumers, visible, findings)
         late = judge_delays(consumers, findings)
         self._lateness(late)
         self.extra["duplicates"] = duplicates
@@ -336,6 +345,8 @@ class _Intake:
                 if op.status != "fail"
             ]
             found.append((subject, operations, "resettable_offset"))
+        for value, operations in transaction_objects(self.consumers):
+            found.append((f"transaction {value}", operations, "transaction"))
         return found
 
     def totals(self) -> dict[str, int | float]:

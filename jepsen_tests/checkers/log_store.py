@@ -164,6 +164,7 @@ class LogHistory:
         self.own: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
         self.repeated: list[int] = []  # records that write a value already written
         self.malformed: list[int] = []
+        self.loose: set[str] = set()  # topics with acknowledged messages of unknown place
         self.sums_unchecked = 0
         self.violations: list[Violation] = []
         self._names: dict[str, int] = {}
@@ -262,6 +263,8 @@ class LogHistory:
             return
         # Its place in the final log is taken at an unknown time after `inv`: never "ok" here.
         kind = FAIL if status == "fail" else INFO
+        if status == "ok":
+            self.loose.add(topic)
         self._add_attempt(number, named, self.topic_index(topic), inv, ret, kind)
 
     def _add_attempt(

@@ -87,6 +87,32 @@ class Lock:
             yield (wanted, operation.result)
 
 
+class QueueLock:
+    """`lock` [owner] -> whether it holds it now; `unlock` [owner]. The state is the owner or None.
+
+    Without an end by time: such a lock is in the hands of live owners for less than that.
+    """
+
+    initial: Hashable = None
+
+    def step(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        """See `search.Model`."""
+        wanted = operation.args[0]
+        match operation.f:
+            case "lock":
+                did = state is None or state == wanted
+                if _fits(operation, did):
+                    yield wanted if did else state
+            case "unlock":
+                yield None if state == wanted else state
+
+
+class Config(Register):
+    """A register that begins with 0: the settings of a new topic."""
+
+    initial: Hashable = 0
+
+
 class Transaction:
     """`prepare`, `commit` -> did, `rollback` -> did, `state` -> the state.
 
@@ -200,6 +226,8 @@ MODELS: Final[MappingProxyType[str, Model]] = MappingProxyType(
     {
         "register": Register(),
         "lock": Lock(),
+        "queue_lock": QueueLock(),
+        "config": Config(),
         "transaction": Transaction(),
         "sequence": Sequence(),
         "versioned": Versioned(),

@@ -208,13 +208,13 @@ class ClusterUnderTest:
         return self.directory / replica / "wall-clock"
 
     def wall_offset_ms(self, replica: str) -> int | None:
-        """Returns how far off a replica's wall time is by its own words; good to a second."""
+        """Returns how far off a replica's wall time is by its own words; good to its answer time.
+
+        None if it does not answer.
+        """
         address = self.addressing.control(replica)
         table = self.network.call(lambda: probe.broker_runtime(address, timeout_s=1.0))
-        if table is None:
-            return None
-        runtime_s = int(table["runtime"].strip("[] ").split()[0])
-        return int(table["bootTimestamp"]) + 1000 * runtime_s - self._clock.wall_ms()
+        return None if table is None else int(table["wallClockMs"]) - self._clock.wall_ms()
 
     # --- state ------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -151,6 +151,7 @@ class Nemesis(ABC):
     needs_images: ClassVar[bool] = False
     needs_clock: ClassVar[bool] = False
     hold_s: ClassVar[tuple[float, float]] = (2.5, 4.5)
+    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what each `broker.toml` must say
 
     def unavailable(self, capabilities: Capabilities) -> str:
         """Returns why this cannot be done here; empty if it can."""

@@ -14,6 +14,7 @@ from jepsen_tests.nemeses.links import LinkNemesis
 from jepsen_tests.nemeses.mixes import MixNemesis
 from jepsen_tests.nemeses.partitions import ClientCutNemesis, IsolateNemesis, TopologyNemesis
 from jepsen_tests.nemeses.processes import KillNemesis, PauseNemesis
+from jepsen_tests.nemeses.snapshots import SnapshotNemesis
 
 NEMESES: Mapping[str, type[Nemesis]] = {
     kind.name: kind
@@ -24,6 +25,7 @@ NEMESES: Mapping[str, type[Nemesis]] = {
         KillNemesis,
         PauseNemesis,
         LinkNemesis,
+        SnapshotNemesis,
         ClockNemesis,
         DiskNemesis,
         PowerNemesis,
@@ -34,7 +36,6 @@ NEMESES: Mapping[str, type[Nemesis]] = {
 }
 
 NOT_YET: Mapping[str, str] = {
-    "F7": "needs snapshots and log compaction in the broker",
     "F13": "needs membership changes in the broker",
 }
 ALL_NAMES = tuple(f"F{number}" for number in range(1, 15))

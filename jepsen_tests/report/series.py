@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jepsen_tests.history import (
     AnyRecord,
     Append,
     BatchAppend,
+    Call,
     Commit,
     Deliver,
     Fault,
     Fetch,
+    Half,
     Note,
     Phase,
     Read,
+    Record,
+    Send,
 )
 
 NS_PER_S = 1_000_000_000
@@ -98,7 +102,7 @@ def measure(records: Iterable[AnyRecord], phases: Sequence[Phase]) -> Series:
     faults: dict[int, Fault] = {}
     for record in records:
         match record:
-            case Append() | BatchAppend():
+            case Append() | BatchAppend() | Send() | Half() | Call():
                 _append(series, record, acks)
             case Read():
                 _read(series, record)
@@ -127,8 +131,13 @@ def _bucket(series: Series, ns: int) -> Bucket:
     return buckets[min(number, 40_000)]
 
 
-def _append(series: Series, record: Append | BatchAppend, acks: list[int]) -> None:
-    series.counts[f"appends {record.status}"] += 1
+_KINDS: Mapping[type[Record], str] = {Send: "sends", Half: "halves", Call: "calls"}
+
+
+def _append(
+    series: Series, record: Append | BatchAppend | Send | Half | Call, acks: list[int]
+) -> None:
+    series.counts[f"{_KINDS.get(type(record), 'appends')} {record.status}"] += 1
     bucket = _bucket(series, record.ret)
     if record.status == "ok":
         bucket.appends += 1

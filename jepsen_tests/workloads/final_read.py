@@ -39,7 +39,6 @@ async def _read_queue(
             inv=now_ns(),
             ret=0,
             status="ok",
-            first=0,
             final=True,
             eventual=True,
             node=node,
@@ -58,16 +57,20 @@ async def _read_queue(
 async def _fill(record: Read, topic: str, queue_id: int, wire: Wire) -> None:
     # Whoever is asked: the barrier makes the leader tell how long the queue is by now.
     length = await wire.length(record.node, topic, queue_id)
-    position, end = 0, 0
+    position, end, low = 0, 0, 0
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _CATCH_UP_S
     while True:
         found = await wire.pull(record.node, topic, queue_id, position, _PULL_COUNT)
         end = found.offset_max
-        if found.offsets:
+        if not found.offsets and position < found.offset_min:
+            # Retention has dropped the beginning: what there is begins here.
+            record.values, record.offsets = [], None
+            position = low = found.offset_min
+        elif found.offsets:
             record.values.extend(found.values)
             if found.offsets != list(range(position, position + len(found.offsets))):
-                offsets = list(range(position)) if record.offsets is None else record.offsets
+                offsets = list(range(low, position)) if record.offsets is None else record.offsets
                 record.offsets = [*offsets, *found.offsets]
             elif record.offsets is not None:
                 record.offsets.extend(found.offsets)
@@ -76,4 +79,5 @@ async def _fill(record: Read, topic: str, queue_id: int, wire: Wire) -> None:
             break
         else:
             await asyncio.sleep(_PAUSE_S)  # a follower that has not applied everything yet
-    record.max, record.end, record.whole = position + 1, end, True
+    record.start = record.first = record.low = low
+    record.max, record.end, record.whole = position - low + 1, end, True

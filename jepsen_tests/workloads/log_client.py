@@ -156,6 +156,8 @@ class _Reader:
             found = await pull.pull(queue, count_max=PULL_COUNT, timeout_s=0)
         except OffsetOutOfRangeError as error:
             record.status, record.error = "fail", short(error)
+            # Dropped by retention: read on where the queue begins now.
+            self._positions[queue] = max(position, error.offset_min)
         except DLedgerError as error:
             record.status, record.error = status_of(error), short(error)
         else:

@@ -123,12 +123,19 @@ class _WireProcess:
         except DLedgerError as error:
             record.status, record.error = status_of(error), short(error)
         else:
-            record.values, record.end = found.values, found.offset_max
+            record.values = found.values
+            if found.offsets or found.offset_max != start:
+                # Else a replica that is behind names the position asked for as the end.
+                record.end = found.offset_max
             if found.offsets:
                 first = record.first = found.offsets[0]
                 if found.offsets != list(range(first, first + len(found.offsets))):
                     record.offsets = found.offsets
                 self._positions[key] = max(self._positions.get(key, 0), found.offsets[-1] + 1)
+            elif start < found.offset_min:
+                # Dropped by retention: read on where the queue begins now.
+                record.out_of_range, record.low = True, found.offset_min
+                self._positions[key] = max(self._positions.get(key, 0), found.offset_min)
         return self._note("read", record)
 
     def _read_record(self, broker: str, queue_id: int, start: int, count: int) -> Read:

@@ -18,7 +18,9 @@ class WorkerPlan(msgspec.Struct, kw_only=True):
         nameserver: As seen from its host.
         topic: Used by this run only.
         queue_count: Queues of the topic in each broker group.
-        group: Consumer group.
+        group: Consumer group of those who read by hand.
+        consumers: Consumer group that shares the queues.
+        retry_max: Of that group: failures after which a message is dead; negative: as it is.
         replicas: Client address of each replica as seen from its host, by replica id.
         seed: Of every choice it makes.
         processes: Sequential processes (appenders and readers) it runs.
@@ -26,6 +28,7 @@ class WorkerPlan(msgspec.Struct, kw_only=True):
         append_share: Share of appends among the operations.
         body_bytes: Size of a message's body.
         timeout_s: After this long an operation ends as `info`.
+        plant: A control: a broken part of the client that a run must find; empty for none.
     """
 
     kind: str
@@ -36,6 +39,8 @@ class WorkerPlan(msgspec.Struct, kw_only=True):
     topic: str
     queue_count: int = 4
     group: str = "jepsen-readers"
+    consumers: str = "jepsen-group"
+    retry_max: int = -1
     replicas: dict[str, str] = {}
     seed: int = 0
     processes: int = 40
@@ -43,6 +48,7 @@ class WorkerPlan(msgspec.Struct, kw_only=True):
     append_share: float = 0.6
     body_bytes: int = 64
     timeout_s: float = 1.0
+    plant: str = ""
 
 
 def save_plan(plan: WorkerPlan, path: Path) -> None:

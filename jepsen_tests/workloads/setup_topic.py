@@ -15,3 +15,5 @@ async def run_setup(plan: WorkerPlan, recorder: Recorder, stopping: asyncio.Even
     async with AsyncAdmin(nameserver=plan.nameserver) as admin:
         await admin.create_topic(plan.topic, queue_count=plan.queue_count)
         await admin.create_group(GroupConfig(name=plan.group))
+        if plan.retry_max >= 0:
+            await admin.create_group(GroupConfig(name=plan.consumers, retry_max=plan.retry_max))

@@ -14,7 +14,11 @@ from dledger.remoting.headers import PullMessageHeader, PullMessageResponse, to_
 from jepsen_tests.history import Value
 from jepsen_tests.workloads.bodies import value_of
 
-_PULL_ANSWERS = (ResponseCode.SUCCESS, ResponseCode.PULL_NOT_FOUND)
+_PULL_ANSWERS = (
+    ResponseCode.SUCCESS,
+    ResponseCode.PULL_NOT_FOUND,
+    ResponseCode.PULL_OFFSET_MOVED,
+)
 
 
 class Pulled(NamedTuple):

@@ -15,14 +15,25 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from dledger.errors import DLedgerError
+from jepsen_tests.workloads.delayed_send import run_delayed_send
 from jepsen_tests.workloads.final_read import run_final_read
-from jepsen_tests.workloads.group_consume import run_group_consume, run_ordered_consume
+from jepsen_tests.workloads.group_consume import (
+    run_group_consume,
+    run_group_member,
+    run_ordered_consume,
+    run_ordered_group,
+)
+from jepsen_tests.workloads.locks import run_locks
 from jepsen_tests.workloads.log_client import run_log_client
 from jepsen_tests.workloads.log_wire import run_log_wire
+from jepsen_tests.workloads.offsets import run_offsets
 from jepsen_tests.workloads.ordered_send import run_ordered_send
 from jepsen_tests.workloads.plan import WorkerPlan, load_plan
 from jepsen_tests.workloads.recorder import Recorder
+from jepsen_tests.workloads.retry_consume import run_retry_consume
 from jepsen_tests.workloads.setup_topic import run_setup
+from jepsen_tests.workloads.topic_config import run_topic_config
+from jepsen_tests.workloads.transact import run_transact
 
 Activity = Callable[[WorkerPlan, Recorder, asyncio.Event], Awaitable[None]]
 
@@ -33,6 +44,14 @@ ACTIVITIES: Mapping[str, Activity] = {
     "ordered-send": run_ordered_send,
     "group-consume": run_group_consume,
     "ordered-consume": run_ordered_consume,
+    "ordered-group": run_ordered_group,
+    "group-member": run_group_member,
+    "offsets": run_offsets,
+    "transact": run_transact,
+    "delayed-send": run_delayed_send,
+    "retry-consume": run_retry_consume,
+    "locks": run_locks,
+    "topic-config": run_topic_config,
     "final": run_final_read,
 }
 _REPORT_S = 0.5

@@ -3,7 +3,7 @@
 import asyncio
 
 from broker.server import Broker
-from dledger.codes import RequestCode, ResponseCode
+from dledger.codes import EXT_NO_FORWARD, RequestCode, ResponseCode
 from dledger.message import iter_stored
 from store.clean_mark import CleanMark, write_mark
 from tests.support.brokers import (
@@ -74,6 +74,23 @@ def test_old_messages_go_on_every_replica_and_readers_are_told(tmp_path):
     asyncio.run(run())
 
 
+def test_a_connected_follower_that_takes_nothing_keeps_the_log_only_so_long(tmp_path, monkeypatch):
+    async def run():
+        timing = {**SMALL["timing"], "retention_wait_s": 1.0}
+        async with broker_group(tmp_path, **{**SMALL, "timing": timing}) as brokers:
+            leader = await serving_leader(brokers)
+            stuck = {"match_index": 1, "connected": 1, "snapshot_bytes": 0}
+            monkeypatch.setattr(leader.raft, "peer_progress", lambda: {"stuck": stuck})
+            client = TestClient(leader.address)
+            begin = asyncio.get_running_loop().time()
+            await fill(client, 100)
+            await eventually(lambda: leader.log.first_index > 1, "old segments are gone")
+            assert asyncio.get_running_loop().time() - begin >= 1.0
+            await client.close()
+
+    asyncio.run(run())
+
+
 def test_a_restart_and_an_unclean_stop_of_the_machine(tmp_path):
     async def run():
         async with single_broker(tmp_path, **SMALL) as (broker, client):
@@ -105,5 +122,43 @@ def test_a_restart_and_an_unclean_stop_of_the_machine(tmp_path):
         assert digest
         await client.close()
         await broker.stop()
+
+    asyncio.run(run())
+
+
+def test_a_replica_whose_log_is_behind_its_state_lets_the_leader_answer(tmp_path, monkeypatch):
+    """After a snapshot: queues are known, their messages are not there yet."""
+
+    async def run():
+        async with broker_group(tmp_path) as brokers:
+            leader = await serving_leader(brokers)
+            client = TestClient(leader.address)
+            await fill(client, 3)
+            follower = next(broker for broker in brokers.values() if broker is not leader)
+            await eventually(
+                lambda: follower.store.applied_index == leader.store.applied_index, "caught up"
+            )
+            reader = TestClient(follower.address)
+            refuse = {EXT_NO_FORWARD: "1"}
+            assert (await reader.pull("t", 1, ext=refuse)).code == ResponseCode.SUCCESS
+            parked = asyncio.ensure_future(reader.pull("t", 3, wait_ms=5000, ext=refuse))
+            await eventually(lambda: len(follower._parts.context.long_polls) == 1, "it waits")
+            pulls = follower._parts.pulls
+            monkeypatch.setattr(pulls, "_lacks_log", lambda: True)
+            answer = await reader.pull("t", 1, ext=refuse)
+            assert answer.code == ResponseCode.SERVICE_NOT_AVAILABLE, answer.remark
+            forwarded = await reader.pull("t", 1)
+            assert forwarded.code == ResponseCode.SUCCESS
+            # One that waited meanwhile goes on waiting, and is never told of messages not here.
+            await fill(client, 1)
+            await eventually(
+                lambda: follower.store.applied_index == leader.store.applied_index, "applied"
+            )
+            assert not parked.done()
+            pulls.close()
+            answer = await parked
+            assert (answer.code, answer.ext["maxOffset"]) == (ResponseCode.PULL_NOT_FOUND, "3")
+            await reader.close()
+            await client.close()
 
     asyncio.run(run())

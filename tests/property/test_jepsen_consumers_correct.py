@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
@@ -18,6 +19,7 @@ from jepsen_tests.history import (
     Fetch,
     Group,
     Meta,
+    Read,
     Revoke,
 )
 
@@ -230,3 +232,83 @@ def test_no_false_alarm_on_correct_consumer_groups() -> None:
         assert (verdict.violations, verdict.reasons) == ([], []), seed
         redelivered += int(verdict.counts["duplicates"])
     assert redelivered > 1000
+
+
+def two_owners(random: Random) -> tuple[list[AnyRecord], bool]:
+    """Returns a queue with two owners for a while, and whether that is longer than it may be."""
+    ms = 1_000_000
+    overlap_ms = random.choice((0, 40, 4_999, 5_001, 60_000))
+    first_end = 1_000 + overlap_ms
+    early, late = random.sample(("a", "b"), 2)
+    records: list[AnyRecord] = [
+        Meta(final_read_required=False),
+        Group(group="g", topics=["t"]),
+        Append(process=0, queue=QUEUE, value=1, inv=0, ret=1, status="ok", offset=0),
+        Assign(group="g", consumer=early, queue=QUEUE, t=100 * ms),
+        Assign(group="g", consumer=late, queue=QUEUE, t=1_000 * ms),
+        # Both within the overlap, so that no change of owners lies between.
+        *[
+            event
+            for consumer, t in ((early, 1_000), (late, 1_000 + overlap_ms))
+            for event in (
+                Deliver(
+                    group="g", consumer=consumer, queue=QUEUE, offset=0, value=1, t=t * ms + 1000
+                ),
+                Done(group="g", consumer=consumer, queue=QUEUE, offset=0, value=1, t=t * ms + 2000),
+            )
+        ],
+        Revoke(group="g", consumer=early, queue=QUEUE, t=first_end * ms + 9000),
+        Revoke(group="g", consumer=late, queue=QUEUE, t=(first_end + 5) * ms),
+    ]
+    has_fault = random.random() < 0.3
+    if has_fault:
+        inv = random.randrange(1_000 * ms, first_end * ms + 1)
+        records.append(Fault(id=1, name="F1", inv=inv, ret=inv, bit=True, proof={"dropped": 1}))
+    return records, overlap_ms > 4_999 and not has_fault
+
+
+def test_two_owners_are_a_cause_for_as_long_as_a_rebalance_only() -> None:
+    found = Counter[bool]()
+    for seed in range(300):
+        records, guilty = two_owners(Random(seed))
+        broken = {violation.rule for violation in judge_records(records).violations}
+        assert broken == ({"D7"} if guilty else set()), seed
+        found[guilty] += 1
+    assert min(found[True], found[False]) > 30
+
+
+def test_a_final_read_is_owed_by_the_replicas_of_the_queues_own_group_and_by_all_of_them() -> None:
+    lacking = Counter[bool]()
+    for seed in range(300):
+        random = Random(seed)
+        groups = [f"broker-{letter}" for letter in "abc"[: random.randrange(1, 4)]]
+        nodes = [f"{group}-{number}" for group in groups for number in range(3)]
+        used = random.sample(groups, random.randrange(1, len(groups) + 1))
+        skipped = random.choice([None, *nodes])
+        records: list[AnyRecord] = [Meta(nodes=nodes)]
+        for value, group in enumerate(used):
+            queue = f"t@{group}/0"
+            records.append(
+                Append(process=0, queue=queue, value=value, inv=0, ret=1, status="ok", offset=0)
+            )
+            records += [
+                Read(
+                    process=9,
+                    queue=queue,
+                    inv=10,
+                    ret=11,
+                    status="ok",
+                    max=9,
+                    values=[value],
+                    end=1,
+                    final=True,
+                    node=node,
+                )
+                for node in nodes
+                if node.startswith(group) and node != skipped
+            ]
+        owed = skipped is not None and skipped.rpartition("-")[0] in used
+        codes = {reason.code for reason in judge_records(records).reasons}
+        assert codes == ({"no-final-read"} if owed else set()), seed
+        lacking[owed] += 1
+    assert min(lacking[True], lacking[False]) > 30

@@ -20,6 +20,7 @@ from jepsen_tests.history import (
     Half,
     Meta,
     Read,
+    Recall,
     Resolve,
     Revoke,
     Send,
@@ -183,6 +184,10 @@ def send(value: int, inv: float, delay_ms: int) -> Send:
         status="ok",
         delay_ms=delay_ms,
     )
+
+
+def recall(value: int, inv: float, ret: float, status: Any = "ok") -> Recall:
+    return Recall(process=0, value=value, inv=int(inv * MS), ret=int(ret * MS), status=status)
 
 
 def call(

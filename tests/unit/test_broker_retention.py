@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.commands import encode_put_topic, encode_trim_log, encode_trim_queues
-from broker.retention import DatedSegment, choose_boundary
+from broker.retention import DatedSegment, Patience, choose_boundary
 from broker.state_machine import BrokerStateMachine
 from dledger.errors import OffsetOutOfRangeError
 from dledger.model import TopicConfig
@@ -175,3 +175,48 @@ def test_a_trimmed_queue_of_a_deleted_topic(store: StateStore) -> None:
     no_ops(store, 3)
     assert pairs(store, "consume_queue") == pairs(store, "garbage") == 0
     assert store.queue_bounds(topic_id, 0) == (0, 0)
+
+
+def follower(match_index: int, *, connected: int = 1, snapshot_bytes: int = 0) -> dict[str, int]:
+    return {
+        "match_index": match_index,
+        "connected": connected,
+        "snapshot_bytes": snapshot_bytes,
+    }
+
+
+def test_the_log_is_kept_for_connected_followers_only() -> None:
+    patience = Patience(60)
+    assert patience.needed_index(0, None, {}) is None
+    progress = {"b": follower(7), "c": follower(3, connected=0)}
+    assert patience.needed_index(0, 5, progress) == 7
+    assert patience.needed_index(1000, 5, progress) == 7
+
+
+def test_a_follower_that_takes_nothing_is_waited_for_only_so_long() -> None:
+    patience = Patience(60)
+    progress = {"b": follower(7), "c": follower(90)}
+    assert patience.needed_index(0, None, progress) == 7
+    assert patience.needed_index(100, 10, progress) == 7
+    assert patience.needed_index(159, 10, progress) == 7
+    assert patience.needed_index(160, 10, progress) == 90
+    # Further segments do not wait anew, as long as it does not go on.
+    assert patience.needed_index(161, 20, progress) == 90
+    # It got a snapshot: it counts again.
+    progress["b"] = follower(40)
+    assert patience.needed_index(162, 20, progress) == 40
+
+
+def test_a_slow_follower_has_so_long_for_each_segment() -> None:
+    patience = Patience(60)
+    for turn in range(20):
+        progress = {"b": follower(10 * turn + 1)}
+        assert patience.needed_index(50 * turn, 10 * turn + 10, progress) == 10 * turn + 1
+
+
+def test_a_follower_that_receives_a_snapshot_goes_on() -> None:
+    patience = Patience(60)
+    for turn in range(10):
+        progress = {"b": follower(0, snapshot_bytes=turn)}
+        assert patience.needed_index(50 * turn, 10, progress) == 0
+    assert patience.needed_index(50 * 9 + 60, 10, progress) is None

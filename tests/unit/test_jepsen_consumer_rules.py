@@ -16,10 +16,12 @@ from tests.support.histories import (
     done,
     fault,
     fetch,
+    final,
     group,
     half,
     judged,
     meta,
+    recall,
     resolve,
     revoke,
     rules,
@@ -178,6 +180,26 @@ BAD = {
         ("D5", "check-back"),
     ),
     "D6 early": ([send(10, 0, 500), group(), *consumed([10], 400)], ("D6", "early")),
+    "D6 recalled": (
+        [send(10, 0, 500), recall(10, 2, 3), group(), *consumed([10], 900)],
+        ("D6", "recalled"),
+    ),
+    "D6 recalled, and nobody looked": (
+        [send(10, 0, 500), recall(10, 2, 3), final([10], 900)],
+        ("D6", "recalled"),
+    ),
+    "D7 two owners that stay": (
+        [
+            *SENT[:1],
+            group(drained=None),
+            assign("c0", 10),
+            assign("c1", 11),
+            *consumed([10])[1:],
+            deliver(10, 0, 30, "c1"),
+            revoke("c0", 6000),
+        ],
+        ("D7", "duplicate without cause"),
+    ),
     "D7 duplicate without cause": (
         [*SENT, group(drained=None), *consumed([10]), deliver(10, 0, 30)],
         ("D7", "duplicate without cause"),
@@ -268,6 +290,28 @@ BAD = {
         [call("sequence", "send", [1], 0, 0, 1), call("sequence", "send", [1], 1, 2, 3)],
         ("W", "illegal sequence"),
     ),
+    "W a queue's lock given to two": (
+        [
+            call("queue_lock", "lock", ["a"], True, 0, 1),
+            call("queue_lock", "lock", ["b"], True, 2, 3),
+        ],
+        ("W", "illegal queue_lock"),
+    ),
+    "W a queue's lock refused to its owner": (
+        [
+            call("queue_lock", "lock", ["a"], True, 0, 1),
+            call("queue_lock", "lock", ["a"], False, 2, 3),
+        ],
+        ("W", "illegal queue_lock"),
+    ),
+    "W a topic's settings from before": (
+        [call("config", "write", [7], None, 0, 1), call("config", "read", [], 0, 2, 3)],
+        ("W", "illegal config"),
+    ),
+    "W a transaction ended before it began": (
+        [half(10, 10, 11), resolve(10, "commit", 2, 3), resolve(10, "commit", 12, 13)],
+        ("W", "illegal transaction"),
+    ),
     "W a lost update of a configuration": (
         [
             call("versioned", "put", ["a", 0], 1, 0, 5),
@@ -353,6 +397,44 @@ GOOD = {
         group(),
         deliver(10, 0, 20),
         done(10, 0, 21),
+    ],
+    "recalled, and not delivered": [send(10, 0, 500), recall(10, 2, 3), group()],
+    "a recall that nobody knows of": [
+        send(10, 0, 500),
+        recall(10, 2, 3, "info"),
+        group(),
+        *consumed([10], 900),
+    ],
+    "a queue that changes hands": [
+        *SENT[:1],
+        group(),
+        assign("c0", 10),
+        assign("c1", 11),
+        *consumed([10])[1:],
+        deliver(10, 0, 30, "c1"),
+        done(10, 0, 31, "c1"),
+        revoke("c0", 5000),
+    ],
+    "a queue's lock goes from hand to hand": [
+        call("queue_lock", "lock", ["a"], True, 0, 1),
+        call("queue_lock", "lock", ["b"], False, 2, 3),
+        call("queue_lock", "unlock", ["b"], None, 4, 5),
+        call("queue_lock", "lock", ["a"], True, 6, 7),
+        call("queue_lock", "unlock", ["a"], None, 8, 9, "info"),
+        call("queue_lock", "lock", ["b"], True, 10, 11),
+    ],
+    "a transaction ended twice in one way": [
+        half(10, 0, 1),
+        resolve(10, "commit", 2, 3, status="info"),
+        resolve(10, "commit", 4, 5),
+        resolve(10, "rollback", 6, 7, status="info"),
+    ],
+    "a check-back that a leader sends after it stood still": [
+        meta(check_back_grace_ms=10),
+        half(10, 0, 1),
+        resolve(10, "rollback", 2, 3),
+        fault(2, 50, "F5"),
+        CheckBack(process=3, value=10, t=52 * MS),
     ],
     "late is not early": [send(10, 0, 500), group(), *consumed([10], 900)],
     "overlapping owners while one is paused": [

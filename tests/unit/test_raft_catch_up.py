@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,33 @@ def test_a_follower_that_is_too_far_behind_gets_a_snapshot_and_then_the_log(size
         await group.put(b"by the follower")
         await group.converged()
         assert not group.fatal
+        await group.stop()
+
+    run_virtual(main())
+
+
+def test_a_log_that_gets_shorter_faster_than_answers_come_keeps_nobody_waiting() -> None:
+    async def main() -> None:
+        group = RaftGroup(3, with_snapshots=True, delay_s=0.02)
+        victim = await lagging(group)
+        leader = await group.serving_leader()
+        receive = leader._engine.receive
+
+        def shortened(peer: str, message: dict[str, Any]) -> None:
+            # Whenever an answer comes, the front has moved on since the question.
+            if peer == victim:
+                group.snapshots[leader.replica_id].take(keep=2)
+            receive(peer, message)
+
+        leader._engine.receive = shortened  # type: ignore[method-assign]
+        group.network.heal()
+        for number in range(60):
+            leader.propose(b"\x10%d" % number, lambda _result, _error: None)
+            await asyncio.sleep(0.005)
+            if group.snapshots[victim].received:
+                break
+        assert group.snapshots[victim].received
+        await group.converged()
         await group.stop()
 
     run_virtual(main())
