@@ -84,8 +84,9 @@ class AssignmentProcessor:
         if not 0 < len(body.client_id) <= _CLIENT_ID_LENGTH_MAX:
             raise InvalidParameterError(f"clientId must have 1 to {_CLIENT_ID_LENGTH_MAX} letters")
         mode = ModeRow()
-        if not body.topic.startswith(RETRY_PREFIX):
-            mode = request_mode(self._context.store.rows, body.group, body.topic)
+        topic = self._context.store.topic(body.topic)
+        if topic is not None and not body.topic.startswith(RETRY_PREFIX):
+            mode = request_mode(self._context.store.rows, body.group, topic.topic_id)
         queues = await self._queues(body.topic)
         shared: Sequence[MessageQueue] | None = queues
         if queues is not None and body.message_model != "BROADCASTING":
