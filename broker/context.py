@@ -12,6 +12,8 @@ from broker.config import BrokerConfig
 from broker.consumers import ClientRegistry
 from broker.gate import WriteGate
 from broker.long_polls import LongPolls
+from broker.quotas import Quotas
+from broker.statistics import Statistics
 from broker.tasks import Tasks
 from dledger.clock import Clock
 from dledger.errors import (
@@ -102,12 +104,8 @@ class LogView(Protocol):
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start."""
+    """Totals since the start, of what `Statistics` does not count."""
 
-    messages_in: int = 0
-    messages_out: int = 0
-    pulls: int = 0
-    pulls_found: int = 0
     forwarded: int = 0
     deduplicated: int = 0
 
@@ -131,6 +129,8 @@ class BrokerContext:
         host, port: Where clients reach this replica.
         boot_ms: When it started.
         pid: Of the process, for people.
+        statistics: What passes through.
+        quotas: How much of it may.
         counters: What runtime information shows, by name.
     """
 
@@ -148,6 +148,8 @@ class BrokerContext:
     host: str
     port: int
     boot_ms: int
+    statistics: Statistics
+    quotas: Quotas = field(default_factory=Quotas)
     pid: int = field(default_factory=os.getpid)
     counters: Counters = field(default_factory=Counters)
 

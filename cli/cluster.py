@@ -21,7 +21,7 @@ from typing import Self
 
 from cli import probe
 from cli.errors import CommandError, PortTakenError, StartError, UsageError
-from cli.layout import ClusterSpec, Layout, load_layout, plan, save_layout
+from cli.layout import ClusterSpec, Layout, load_layout, plan, save_layout, with_group
 from cli.status import ClusterStatus, GroupStatus, ReplicaQuestion, ask_cluster
 from cli.supervisor import ProcessPlan, StopResult, Supervisor, log_tail
 from dledger.clock import Clock, SystemClock
@@ -96,6 +96,36 @@ class LocalCluster:
             for process in missing:
                 self._supervisor.start(process)
         return [process.name for process in missing]
+
+    def add_group(self, replicas: int) -> str:
+        """Adds a broker group to the plan and starts it, and whatever else does not run.
+
+        Returns:
+            The group's name. It may not serve yet: see `wait_serving`.
+
+        Raises:
+            UsageError: It makes no sense.
+            PortTakenError: A port is in use by somebody else. Nothing was changed.
+            CommandError: The directory cannot be written.
+        """
+        with self._locked():
+            self.refresh()
+            before = self.layout
+            self.layout = with_group(before, replicas)
+            try:
+                self._check_ports(
+                    [p for p in self.plans() if self._supervisor.running_pid(p) is None]
+                )
+                save_layout(self.directory, self.layout, groups_kept=len(before.groups))
+            except BaseException:
+                self.layout = before
+                raise
+        self.start()
+        return self.layout.groups[-1].name
+
+    def refresh(self) -> None:
+        """Takes note of a group that another command has added."""
+        self.layout = load_layout(self.directory) or self.layout
 
     def start_one(self, name: str) -> int:
         """Starts one process that does not run; returns its pid."""

@@ -12,7 +12,7 @@ import json
 import os
 import string
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +116,42 @@ def plan(spec: ClusterSpec) -> Layout:
     port += spec.nameservers
     groups: list[GroupPlace] = []
     for letter in string.ascii_lowercase[: spec.groups]:
-        replicas: list[ReplicaPlace] = []
-        for number in range(spec.replicas):
-            replicas.append(
-                ReplicaPlace(
-                    id=f"broker-{letter}-{number}",
-                    address=f"{HOST}:{port}",
-                    raft_address=f"{HOST}:{port + 1}",
-                )
-            )
-            port += 2
-        groups.append(GroupPlace(name=f"broker-{letter}", replicas=tuple(replicas)))
+        groups.append(_group(letter, spec.replicas, port))
+        port += 2 * spec.replicas
     return Layout(
         cluster_name=spec.cluster_name, spec=spec, nameservers=nameservers, groups=tuple(groups)
+    )
+
+
+def with_group(layout: Layout, replicas: int) -> Layout:
+    """Returns the plan with one more broker group, on the ports that follow.
+
+    Raises:
+        UsageError: An impossible number of replicas, or no name or port is left.
+    """
+    spec = replace(layout.spec, groups=layout.spec.groups + 1)
+    if replicas not in REPLICA_COUNTS:
+        raise UsageError(f"--replicas must be 1, 3 or 5, not {replicas}")
+    used = [place.address for place in layout.nameservers]
+    used += [address for _, r in layout.replicas() for address in (r.address, r.raft_address)]
+    port = 1 + max(int(address.rpartition(":")[2]) for address in used)
+    if port + 2 * replicas > 65_536:
+        raise UsageError(f"no {2 * replicas} ports are left from {port} on")
+    group = _group(string.ascii_lowercase[len(layout.groups)], replicas, port)
+    return replace(layout, spec=spec, groups=(*layout.groups, group))
+
+
+def _group(letter: str, replicas: int, port: int) -> GroupPlace:
+    return GroupPlace(
+        name=f"broker-{letter}",
+        replicas=tuple(
+            ReplicaPlace(
+                id=f"broker-{letter}-{number}",
+                address=f"{HOST}:{port + 2 * number}",
+                raft_address=f"{HOST}:{port + 2 * number + 1}",
+            )
+            for number in range(replicas)
+        ),
     )
 
 
@@ -137,8 +160,13 @@ def layout_path(directory: Path) -> Path:
     return directory / "cluster.json"
 
 
-def save_layout(directory: Path, layout: Layout) -> None:
+def save_layout(directory: Path, layout: Layout, *, groups_kept: int = 0) -> None:
     """Writes the plan and each broker's configuration; the plan last, and durably.
+
+    Args:
+        directory: The data directory.
+        layout: The plan.
+        groups_kept: So many groups exist already: their configuration may have been edited.
 
     Raises:
         CommandError: The directory cannot be written.
@@ -147,7 +175,10 @@ def save_layout(directory: Path, layout: Layout) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for place in layout.nameservers:
             (directory / place.id).mkdir(exist_ok=True)
+        new = {group.name for group in layout.groups[groups_kept:]}
         for group, replica in layout.replicas():
+            if group.name not in new:
+                continue
             home = directory / replica.id
             home.mkdir(exist_ok=True)
             text = render_toml(broker_settings(layout, group, replica, home))

@@ -226,6 +226,7 @@ def _watch_processes(cluster: LocalCluster, stopping: threading.Event) -> None:
     """Reports processes that end and those that another `up` brings back, until asked to stop."""
     down_now = set(cluster.failures())
     while not stopping.wait(_CHECK_S):
+        cluster.refresh()
         failures = cluster.failures()
         for name in sorted(down_now - failures.keys()):
             note(f"{name} runs again")
@@ -237,6 +238,7 @@ def _watch_processes(cluster: LocalCluster, stopping: threading.Event) -> None:
 
 def _stop(cluster: LocalCluster, grace: float) -> bool:
     """Stops everything; returns whether something ran."""
+    cluster.refresh()
     results = cluster.stop(grace)
     for result in results:
         if result.killed:

@@ -1,4 +1,4 @@
-"""`dledger topic create|list|show|delete`."""
+"""`dledger topic create|list|show|delete|extend|order`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from broker.names import is_system_topic
 from cli.asking import ask
 from cli.console import say, say_json, say_table
 from cli.errors import UsageError
+from cli.extending import extend
 from cli.options import JsonOption, NameserverOption
+from dledger.client.routes import parse_order
+from dledger.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from dledger.client.admin import AsyncAdmin
@@ -180,6 +183,65 @@ def delete(
         say_json({"topic": name, "deleted": True})
     else:
         say(f"{name} deleted")
+
+
+@app.command("extend")
+def extend_(
+    group: Annotated[str, typer.Option("--broker", help="The broker group that lacks them.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC]...", help="All by default.")
+    ] = None,
+    nameserver: NameserverOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Create topics in one more broker group, as they are in the others.
+
+    For a group that was added to a running cluster. Keys of a topic move to other queues thereby,
+    unless it is an order topic.
+    """
+    created = ask(nameserver, lambda admin: extend(admin, group, names or ()))
+    if json_output:
+        say_json({"group": group, "topics": created})
+    else:
+        say(f"{group}: {', '.join(created) or 'nothing was missing'}")
+
+
+@app.command("order")
+def order(
+    name: Name,
+    queues: Annotated[
+        str | None,
+        typer.Option(
+            "--queues", metavar="GROUP:N;...", help="Make it an order topic with these queues."
+        ),
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Make it an ordinary topic again.")] = False,
+    nameserver: NameserverOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show or change to which queues the keys of a topic go, whichever groups are up or added.
+
+    Order before availability: while a group is down, keys of its queues cannot be sent.
+    """
+    if none and queues is not None:
+        raise UsageError("give --queues or --none, not both")
+    try:
+        wanted = {} if none else parse_order(queues or "")
+    except RemoteProtocolError as error:
+        raise UsageError(f"--queues: {error}") from error
+
+    async def question(admin: AsyncAdmin) -> dict[str, int]:
+        topology = admin.topology()
+        if none or queues is not None:
+            await topology.set_order(name, wanted)
+        return await topology.order(name)
+
+    found = ask(nameserver, question)
+    if json_output:
+        say_json({"topic": name, "order": found})
+    else:
+        shown = ", ".join(f"{count} of {group}" for group, count in found.items())
+        say(f"{name}: " + (f"keys go to {shown}" if found else "no order topic"))
 
 
 def _settings(config: TopicConfig) -> dict[str, object]:

@@ -76,6 +76,29 @@ def build_config(cls: type[T], values: Mapping[str, object]) -> T:
     return typing.cast("T", _build(cls, values, ""))
 
 
+def change_config(config: T, changes: Mapping[str, str]) -> T:
+    """Returns a configuration record with other values.
+
+    Args:
+        config: A record of dataclasses.
+        changes: Texts by dotted names: `{"store.retention_hours": "12"}`.
+
+    Raises:
+        ConfigError: There is no such field, or the value breaks a rule.
+    """
+    for name, text in changes.items():
+        head, _, rest = name.partition(".")
+        record: Any = config
+        if head not in {field.name for field in dataclasses.fields(record)}:
+            raise ConfigError(name, text, "is not known")
+        if rest:
+            value = change_config(getattr(config, head), {rest: text})
+        else:
+            value = _parse(typing.get_type_hints(type(config))[head], text, name)
+        config = dataclasses.replace(record, **{head: value})
+    return config
+
+
 def read_toml(path: str | Path) -> dict[str, object]:
     """Returns the content of a TOML file.
 

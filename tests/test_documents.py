@@ -32,7 +32,7 @@ def test_named_tests_and_linked_files_exist(document: Path) -> None:
 def test_readme_names_only_commands_that_exist() -> None:
     runner = CliRunner()
     commands = set(COMMAND.findall((ROOT / "README.md").read_text()))
-    assert ("topic", "create|list|show|delete") in commands
+    assert ("topic", "create|list|show|delete|extend|order") in commands
     groups = {"topic", "consumer", "message", "dlq", "nameserver", "broker"}
     for command, subcommands in commands:
         for subcommand in subcommands.split("|") if command in groups else [""]:

@@ -22,7 +22,7 @@ from broker.filters import TagCodes, is_sql, parse_tag_expression, subscription_
 from broker.long_polls import ParkedPull
 from broker.offset_resets import PendingResets
 from broker.pull_scan import Selection, Test
-from broker.reading import check_group, readable_topic
+from broker.reading import check_group, count_fetched, readable_topic
 from broker.sql_filter import SqlFilter, compile_sql
 from dledger.codes import PullFlag, ResponseCode
 from dledger.errors import (
@@ -150,7 +150,6 @@ class PullProcessor:
         if (self._replay_to and self._is_replaying()) or self._lacks_log():
             raise NotLeaderError(self._context.raft.leader_id, self._context.raft.term)
         pull = self._admit(connection, command, header)
-        self._context.counters.pulls += 1
         self._note_reset(pull)
         outcome = self._evaluate(pull, pull.offset)
         if outcome.must_confirm:
@@ -407,8 +406,11 @@ class PullProcessor:
         if outcome.code == ResponseCode.SUCCESS:
             read = self._context.log.read
             body = [read(at, size) for at, size in outcome.slices]
-            self._context.counters.pulls_found += 1
-            self._context.counters.messages_out += outcome.message_count
+            size_bytes = sum(size for _, size in outcome.slices)
+            count = outcome.message_count
+            count_fetched(self._context, pull.group, pull.topic, count, size_bytes)
+        else:
+            self._context.statistics.found_nothing()
         ext = {
             "suggestWhichBrokerId": "0",
             "nextBeginOffset": str(outcome.next_offset),

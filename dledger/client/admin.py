@@ -11,6 +11,7 @@ from dledger.client.dead_letters import DeadLetters
 from dledger.client.offsets import Offsets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
+from dledger.client.topology import Topology
 from dledger.clock import Clock, SystemClock
 from dledger.codes import RequestCode, ResponseCode
 from dledger.errors import (
@@ -116,6 +117,10 @@ class AsyncAdmin:
     def dead_letters(self) -> DeadLetters:
         """Returns what looks at dead letters and replays them."""
         return DeadLetters(self._session)
+
+    def topology(self) -> Topology:
+        """Returns what extends topics to a new broker group, and makes order topics."""
+        return Topology(self._session)
 
     # --- topics -------------------------------------------------------------------------------
 

@@ -94,6 +94,8 @@ class ProducerConfig:
             often it is sent again. Other brokers ignore the numbers: there, and with `False`, an
             attempt of unknown outcome may leave a duplicate with the same unique key, and the
             result says so.
+        isolate_slow_groups: Leave a broker group that answered slowly, or not at all, alone for a
+            few seconds, if others take messages; for those without queue and key.
         refusals_max: How often a message is tried elsewhere after a broker refused it for a reason
             that may not hold elsewhere (no such topic, no permission, internal error).
         in_flight_max, in_flight_bytes_max: Messages and bytes under way; others wait their turn.
@@ -109,6 +111,7 @@ class ProducerConfig:
     attempt_timeout_s: float = 3.0
     retry_unknown: bool = True
     idempotent: bool = True
+    isolate_slow_groups: bool = True
     refusals_max: int = 2
     in_flight_max: int = 10_000
     in_flight_bytes_max: int = 64 * 1024 * 1024

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dledger.allocation import difference, strategy
+from dledger.client.answers import Ended, MemberAnswers, MemberView
 from dledger.client.config import PushConsumerConfig
 from dledger.client.filters import Subscription, subscribe
 from dledger.client.heartbeats import Member
@@ -49,10 +50,14 @@ _HAND_PAUSE_S = 0.01
 
 @dataclass(eq=False, slots=True)
 class Delivery:
-    """One message handed out, with the window that must hear of its end."""
+    """One message handed out, with the window that must hear of its end.
+
+    One that was handed over out of turn has `ended`, and only that is told.
+    """
 
     window: ProcessQueue
     message: ReceivedMessage
+    ended: Ended | None = None
 
 
 class GroupReader:
@@ -88,6 +93,9 @@ class GroupReader:
             )
         self._consume_from = consume_from
         self._config = config
+        self._first_groups: dict[
+            str, set[str]
+        ] = {}  # broker groups of a topic when it was new to us
         self._allocate = strategy(
             config.strategy,
             virtual_nodes=config.strategy_virtual_nodes,
@@ -156,6 +164,7 @@ class GroupReader:
         self._member = self._session.join(data, list(self._subscriptions), self._unbalanced.set)
         self._session.on_route_change(self._route_changed)
         self._session.request_handlers[RequestCode.RESET_CONSUMER_CLIENT_OFFSET] = self._moved
+        self._answer_admins(data)
         await self._session.heartbeat_now()
         self._spawn(self._rebalance_forever(), "rebalance")
         self._spawn(self._commit_forever(), "commit")
@@ -167,6 +176,25 @@ class GroupReader:
                 renew_s=self._config.lock_renew_s,
             )
             self._spawn(keeper.run(), "locks")
+
+    def _answer_admins(self, data: ConsumerData) -> None:
+        def hand_over(window: ProcessQueue, message: ReceivedMessage, ended: Ended) -> None:
+            self._ready.appendleft(Delivery(window, message, ended))
+            self._something_ready.set()
+
+        view = MemberView(
+            group=self.group,
+            ordered=self._line is not None,
+            started_ms=self._session.wall_ms(),
+            subscriptions=data.subscriptions,
+            windows=self._current_windows,
+            hand_over=hand_over if self._line is None else None,
+        )
+        MemberAnswers(self._session, view).register()
+
+    def _current_windows(self) -> Mapping[MessageQueue, ProcessQueue]:
+        self._apply_finished()
+        return self._windows
 
     def request_stop(self) -> None:
         """Hands out no more messages from now on. Any thread; wakes nobody, as `stop` does."""
@@ -258,7 +286,9 @@ class GroupReader:
     def finish(self, delivery: Delivery) -> None:
         """Notes that a message is processed, or rejected by `nack`. Any thread."""
         rejection = delivery.message.rejection
-        if rejection is None:
+        if rejection is None and delivery.ended is not None:
+            self._call_soon(delivery.ended, None)
+        elif rejection is None:
             self._finish(delivery)
         else:
             self._call_soon(self._reject, delivery, rejection)
@@ -280,6 +310,9 @@ class GroupReader:
 
     def _reject(self, delivery: Delivery, rejection: Rejection) -> None:
         delivery.message.rejection = None
+        if delivery.ended is not None:
+            delivery.ended(rejection.reason or "rejected")
+            return
         redelivery = self._broker_redelivery
         # An ordered queue waits for its message; only a dead letter lets the others pass.
         if redelivery is not None and (self._line is None or rejection.dead_letter):
@@ -354,8 +387,10 @@ class GroupReader:
 
     def _apply_finished(self) -> None:
         finished = self._finished
+        now_ms = self._session.wall_ms()
         while finished:
             delivery = finished.popleft()
+            delivery.window.finished_ms = now_ms
             delivery.window.finish(delivery.message.queue_offset)
 
     async def _commit(self, windows: list[ProcessQueue], timeout_s: float | None = None) -> None:
@@ -437,6 +472,7 @@ class GroupReader:
         if not names:
             self._session.refresh_soon(topic)
             return False
+        self._first_groups.setdefault(topic, {*names, *route.groups})
         wanted: Sequence[MessageQueue] = route.subscribe_queues
         members = [self._session.client_id]
         if self._message_model is MessageModel.CLUSTERING:
@@ -541,11 +577,14 @@ class GroupReader:
         start = await self._offsets.committed(self.group, queue)
         known = start is not None
         if start is None:
-            # A retry topic holds what the group has begun already.
-            is_retry = queue.topic == self._retry_topic
+            # A retry topic holds what the group has begun already; and a broker group that joins
+            # the topic while we run has nothing that is older than our being here.
+            is_ours = queue.topic == self._retry_topic or (
+                queue.broker_name not in self._first_groups[queue.topic]
+            )
             start = await self._offsets.first(
                 queue,
-                ConsumeFrom.EARLIEST if is_retry else self._consume_from,
+                ConsumeFrom.EARLIEST if is_ours else self._consume_from,
                 self._config.consume_timestamp_ms,
             )
         window = ProcessQueue(

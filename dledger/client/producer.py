@@ -480,7 +480,7 @@ class AsyncProducer:
             )
             self._start(topic, lane, batch)
         while topic.line:
-            lanes = topic.free_lanes(self._session.has_leader)
+            lanes = topic.free_lanes(self._sender.is_quick, self._session.has_leader)
             if not lanes:
                 return
             share = share_count(

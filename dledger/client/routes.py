@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 from dledger.client.leaders import LeaderBook
 from dledger.codes import Permission
+from dledger.errors import RemoteProtocolError
 from dledger.model import MessageQueue
 from dledger.remoting.bodies import TopicRouteData
 
 
 @dataclass(frozen=True, slots=True)
 class TopicRoute:
-    """Where a topic's queues are; both lists sorted.
+    """Where a topic's queues are; both lists sorted, but for an order topic's first one.
 
     Attributes:
-        publish_queues: Queues that take messages.
+        publish_queues: Queues that take messages. Those of an order topic are what was configured,
+            in that order, whether or not their groups are up: so keys never move.
         subscribe_queues: Queues that can be read.
         groups: Broker name to replica addresses by broker id (0: the leader, if there is one).
         guessed: The topic does not exist yet; these are the queues its first send will create.
@@ -58,7 +60,28 @@ def topic_route(
             if entry.permission & bit:
                 count = count if queues_max is None else min(count, queues_max)
                 queues.update(MessageQueue(topic, name, index) for index in range(count))
-    return TopicRoute(topic, tuple(sorted(publish)), tuple(sorted(readable)), groups, guessed)
+    ordered = [
+        MessageQueue(topic, name, index)
+        for name, count in parse_order(data.order_topic_conf or "").items()
+        for index in range(count)
+    ]
+    chosen = ordered or sorted(publish)
+    return TopicRoute(topic, tuple(chosen), tuple(sorted(readable)), groups, guessed)
+
+
+def parse_order(text: str) -> dict[str, int]:
+    """Returns queue counts by broker group, from `broker-a:4;broker-b:4` as nameservers keep it.
+
+    Raises:
+        RemoteProtocolError: It is not of that form. Guessing would break the order it is for.
+    """
+    counts: dict[str, int] = {}
+    for part in filter(None, text.split(";")):
+        name, _, count = part.partition(":")
+        if not name or not count.isascii() or not count.isdigit() or len(count) > 5:
+            raise RemoteProtocolError(f"order configuration with {part[:100]!r}")
+        counts[name] = int(count)
+    return counts
 
 
 class RouteCache:

@@ -16,6 +16,7 @@ from typing import Any
 
 from dledger.client.batching import Pending, encode_elements
 from dledger.client.config import ProducerConfig
+from dledger.client.isolation import NO_ANSWER_S, Isolation
 from dledger.client.results import SendResult
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import ClientSession
@@ -112,6 +113,7 @@ class BatchSender:
         self._session = session
         self._producer_id = producer_id
         self._sequences: dict[MessageQueue, int] = {}
+        self._isolation = Isolation()
         self._plain: set[str] = set()  # broker names that do not recognise repetitions
         self._config = config
         self._group = group
@@ -164,17 +166,21 @@ class BatchSender:
                 continue
             self.requests += 1
             self.retries += failures > 0
+            began = loop.time()
             try:
-                left = min(self._config.attempt_timeout_s, deadline - loop.time())
+                left = min(self._config.attempt_timeout_s, deadline - began)
                 response = await self._session.ask_leader(
                     queue.broker_name, address, code, header, body, timeout_s=left
                 )
                 self._session.note_answer(queue.broker_name, address, response)
+                self._isolation.note(queue.broker_name, loop.time() - began, loop.time())
                 if response.code in STATUS:
                     return self._succeed(queue, batch, response)
                 error = response_error(response, address)
             except DLedgerError as exc:
                 self._session.note_failure(queue.broker_name, address, exc)
+                if isinstance(exc, RequestTimeoutError):
+                    self._isolation.note(queue.broker_name, NO_ANSWER_S, loop.time())
                 error = exc
             failures += 1
             verdict = judge(error)
@@ -195,6 +201,13 @@ class BatchSender:
             elsewhere = await self._prepare_retry(queue, verdict.step, failures, deadline)
             if elsewhere and may_leave and not bound:
                 return Outcome(again=batch)
+
+    def is_quick(self, broker_name: str) -> bool:
+        """Whether a broker group has a leader, and has not been slow lately."""
+        if not self._session.has_leader(broker_name):
+            return False
+        now_s = asyncio.get_running_loop().time()
+        return not self._config.isolate_slow_groups or self._isolation.is_free(broker_name, now_s)
 
     def _take_sequence(self, queue: MessageQueue, count: int) -> int:
         first = self._sequences.get(queue, 0)

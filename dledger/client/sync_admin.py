@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dledger.client.admin import AsyncAdmin
 from dledger.client.background import BackgroundLoop, SyncFront
@@ -138,6 +138,14 @@ class Admin(SyncFront[AsyncAdmin]):
     def dead_letters(self) -> SyncDeadLetters:
         """Returns access to the dead letters of consumer groups."""
         return SyncDeadLetters(self._loop, self._inner.dead_letters())
+
+    def set_order(self, topic: str, queues: Mapping[str, int]) -> None:
+        """Makes a topic an order topic. See `Topology.set_order`."""
+        self._loop.run(self._inner.topology().set_order(topic, queues))
+
+    def order(self, topic: str) -> dict[str, int]:
+        """Returns an order topic's queues by broker group; empty for other topics."""
+        return self._loop.run(self._inner.topology().order(topic))
 
     def consumer_connections(self, group: str) -> ConnectionList | None:
         """Returns the members of a consumer group that are online."""

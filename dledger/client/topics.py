@@ -122,12 +122,21 @@ class TopicLines:
         lane.waiting.extendleft(reversed(batch))
         self._pinned[lane.queue] = lane
 
-    def free_lanes(self, has_leader: Callable[[str], bool]) -> list[Lane]:
-        """Returns idle lanes in their turn; those of groups without a leader only if all are."""
+    def free_lanes(self, *conditions: Callable[[str], bool]) -> list[Lane]:
+        """Returns idle lanes in their turn, of the groups that are fittest.
+
+        Args:
+            conditions: On names of groups, the strictest first; one that no group meets is left
+                out.
+        """
         publish = self._publish
         lanes = [publish[index] for index in self._turn.order(len(publish))]
-        led = [lane for lane in lanes if has_leader(lane.queue.broker_name)]
-        return [lane for lane in led or lanes if not lane.busy]
+        for condition in conditions:
+            fit = [lane for lane in lanes if condition(lane.queue.broker_name)]
+            if fit:
+                lanes = fit
+                break
+        return [lane for lane in lanes if not lane.busy]
 
     def turn_taken(self, lane: Lane) -> None:
         """Notes that a lane got a batch of the common line."""

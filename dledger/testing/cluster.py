@@ -320,7 +320,8 @@ class LocalCluster:
     def add_group(self, replicas: int = 3) -> str:
         """Adds a broker group to the running cluster and waits until it serves; returns its name.
 
-        Topics are not extended to it: `create_topic` with its name does that.
+        Topics are not extended to it: `create_topic` with its name does that. See
+        `dledger group add` for clusters of processes.
         """
         _check_size(replicas)
         self._running()

@@ -327,3 +327,44 @@ def test_the_leadership_moves_on_request(cluster: LocalCluster) -> None:
     assert json.loads(said) == {"group": "broker-a", "leader": target}
     until(lambda: cluster.leader() == target)
     dledger("group", "transfer-leader", "broker-z", nameserver=nameserver, code=1)
+
+
+def test_a_group_is_added_to_a_running_cluster(tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    base = free_port_base(9)
+    dledger("up", "--replicas", "1", "--data", data, "--port-base", str(base), "--detach")
+    cluster = LocalCluster(data)
+    try:
+        nameserver = cluster.nameserver
+        dledger("topic", "create", "t", "--queues", "2", nameserver=nameserver)
+        added = json.loads(dledger("group", "add", "--replicas", "3", "--data", data, "--json"))
+        assert added == {"group": "broker-b", "topics": ["t"]}
+        shown = json.loads(dledger("topic", "show", "t", "--json", nameserver=nameserver))
+        assert sorted(shown["groups"]) == ["broker-a", "broker-b"]
+        cluster.refresh()
+        assert [group.name for group in cluster.status().groups] == ["broker-a", "broker-b"]
+        # The plan is the directory's from now on: nothing is missing, and all of it stops.
+        again = json.loads(dledger("up", "--data", data, "--detach", "--json"))
+        assert again["started"] == []
+        said = dledger("topic", "extend", "--broker", "broker-b", nameserver=nameserver)
+        assert said == b"broker-b: nothing was missing\n"
+        dledger("topic", "extend", "--broker", "broker-z", nameserver=nameserver, code=2)
+        dledger("topic", "extend", "nope", "--broker", "broker-b", nameserver=nameserver, code=2)
+        order = ("topic", "order", "t")
+        queues = "broker-a:2;broker-b:1"
+        said = dledger(*order, "--queues", queues, nameserver=nameserver)
+        assert said == b"t: keys go to 2 of broker-a, 1 of broker-b\n"
+        assert dledger(*order, "--none", nameserver=nameserver) == b"t: no order topic\n"
+        dledger(*order, "--queues", "broker-a", nameserver=nameserver, code=2)
+        dledger("group", "add", "--replicas", "2", "--data", data, code=2)
+        assert len(cluster.layout.groups) == 2
+    finally:
+        cluster.refresh()
+        stopped = [result.name for result in cluster.stop()]
+    assert sorted(stopped) == [
+        "broker-a-0",
+        "broker-b-0",
+        "broker-b-1",
+        "broker-b-2",
+        "nameserver-0",
+    ]

@@ -7,7 +7,7 @@ import pytest
 
 from broker.config import load_broker_config
 from cli.errors import CommandError, ExitCode, UsageError
-from cli.layout import ClusterSpec, layout_path, load_layout, plan, save_layout
+from cli.layout import ClusterSpec, layout_path, load_layout, plan, save_layout, with_group
 
 
 def test_ports_follow_one_another() -> None:
@@ -55,6 +55,30 @@ def test_plan_survives_on_disk_and_brokers_accept_their_configuration(tmp_path: 
     assert [replica.id for replica in config.replicas] == [f"broker-a-{n}" for n in range(3)]
     assert config.data_directory == tmp_path / "data" / "broker-a-2"
     assert config.store.segment_bytes == 65536
+
+
+def test_one_more_group_follows_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    first = plan(ClusterSpec(replicas=3, port_base=9000))
+    save_layout(tmp_path, first)
+    edited = tmp_path / "broker-a-0" / "broker.toml"
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    more = with_group(with_group(first, 1), 5)
+    assert [(group.name, len(group.replicas)) for group in more.groups] == [
+        ("broker-a", 3),
+        ("broker-b", 1),
+        ("broker-c", 5),
+    ]
+    assert more.groups[1].replicas[0].address == "127.0.0.1:9007"
+    assert more.groups[2].replicas[4].raft_address == "127.0.0.1:9018"
+    save_layout(tmp_path, more, groups_kept=1)
+    assert load_layout(tmp_path) == more
+    assert edited.read_text().endswith("# edited\n")
+    config = load_broker_config(tmp_path / "broker-c-4" / "broker.toml")
+    assert config.broker_name == "broker-c"
+    with pytest.raises(UsageError, match="--replicas"):
+        with_group(first, 2)
+    with pytest.raises(UsageError, match="ports"):
+        with_group(plan(ClusterSpec(replicas=1, port_base=65_530)), 3)
 
 
 def test_unusable_plans(tmp_path: Path) -> None:
