@@ -11,7 +11,8 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls lint fmt wheel clean
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench lint fmt \
+	wheel clean
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
@@ -22,6 +23,7 @@ help:
 	@echo "make check-controls   planted faults, each of which the simulation must find"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
+	@echo "make bench  the table of figures, measured in one run"
 	@echo "make wheel  build the wheel into dist/"
 
 # The stamp makes the second time quick: it is rebuilt only when the dependencies change.
@@ -68,6 +70,10 @@ lint: $(STAMP)
 fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# On a machine that does nothing else; about ten minutes.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/table.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

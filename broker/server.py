@@ -12,7 +12,7 @@ from broker import routes
 from broker.appender import Appender, AppenderConfig
 from broker.catalog import Catalog
 from broker.commands import encode_digest
-from broker.config import BrokerConfig, parse_address
+from broker.config import BrokerConfig
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
 from broker.delays import Delays
@@ -52,6 +52,7 @@ from broker.processors.statistics import StatisticsProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
+from broker.replication import make_raft
 from broker.retention import Retention
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
@@ -65,7 +66,7 @@ from dledger.errors import ConfigError, DiskFailureError, DLedgerError
 from dledger.message import UniqueKeyGenerator
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
-from dledger.raft.transport import TcpTransport, TransportConfig
+from dledger.raft.transport import TcpTransport
 from dledger.remoting.client import ClientConnection, RemotingClient
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
@@ -370,31 +371,16 @@ class Broker:
     def _make_raft(
         self, log: CommitLog, machine: BrokerStateMachine, installer: Installer
     ) -> RaftNode:
-        config = self.config
-        others = [replica for replica in config.replicas if replica.id != config.replica_id]
-        transport = self._transport_class(
-            TransportConfig(
-                cluster_name=config.cluster_name,
-                group_name=config.broker_name,
-                replica_id=config.replica_id,
-                listen_host=config.listen_host,
-                listen_port=parse_address(config.replica.raft_address)[1],
-                peers={replica.id: replica.raft_address for replica in others},
-            ),
-            self._random,
-        )
-        return RaftNode(
-            replica_id=config.replica_id,
-            peer_ids=[replica.id for replica in others],
-            config=config.raft,
-            log=log,
-            machine=machine,
-            transport=transport,
+        return make_raft(
+            self.config,
+            log,
+            machine,
+            installer,
             clock=self._clock,
             random=self._random,
             on_fatal=self._on_fatal,
-            snapshots=installer,
             engine_class=self._engine_class,
+            transport_class=self._transport_class,
         )
 
     def _connect(

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cli import consumer, dlq, group, jepsen, lifecycle, message, topic
+from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
 from cli.demo import demo
@@ -39,6 +40,7 @@ app.command()(lifecycle.status)
 app.command()(produce)
 app.command()(consume)
 app.command()(demo)
+app.command()(bench)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
