@@ -23,6 +23,14 @@ _REPLICA_COUNTS = (1, 3, 5)
 OutOption = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Where the runs' folders go.")
 ]
+HostsOption = Annotated[
+    str,
+    typer.Option(
+        "--hosts",
+        help="How hosts are made: netns (root), user (a user namespace), proxy (TCP proxies; fewer "
+        "faults), or auto: the best of them.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every choice that is made.")]
 
 
@@ -44,11 +52,12 @@ def run(
         float, typer.Option("--rate", min=0, help="Operations a second wanted; 0: all that go.")
     ] = 3000.0,
     target: Annotated[
-        str, typer.Option("--target", help="leader, follower, minority, majority or all.")
+        str, typer.Option("--target", help="leader, follower, minority, majority, all; client.")
     ] = "",
     nameserver: Annotated[
         str, typer.Option("--nameserver", metavar="HOST:PORT", help="A cluster of yours.")
     ] = "",
+    hosts: HostsOption = "auto",
     out: OutOption = _RESULTS,
     keep_data: Annotated[
         bool, typer.Option("--keep-data", help="Keep what replicas wrote.")
@@ -87,7 +96,7 @@ def run(
         out=out,
         keep_data=keep_data,
     )
-    able = None if nameserver else _prepare()
+    able = None if nameserver else _prepare(hosts)
     result = do_run(options, say_to_stderr, capabilities=able)
     _show(result, json_output)
     raise typer.Exit(exit_code(result))
@@ -98,13 +107,14 @@ def matrix(
         str, typer.Option("--tier", help="smoke (at most 6 minutes), full, or controls.")
     ] = "smoke",
     seed: SeedOption = 1,
+    hosts: HostsOption = "auto",
     out: OutOption = _RESULTS,
     json_output: JsonOption = False,
 ) -> None:
     """Run many workloads under many faults: exit 0 all valid, 4 one violated, 5 one unknown."""
     if tier not in ("smoke", "full", "controls"):
         raise UsageError(f"--tier must be smoke, full or controls, not {tier}")
-    able = _prepare()
+    able = _prepare(hosts)
     from jepsen_tests import matrix as cells
     from jepsen_tests.runner import say_to_stderr
 
@@ -122,11 +132,15 @@ def matrix(
     raise typer.Exit(cells.matrix_exit_code(results))
 
 
-def _prepare() -> Capabilities:
+def _prepare(hosts: str) -> Capabilities:
     """Finds out what can be done here; goes into a user namespace if that is the way to hosts."""
-    from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
+    from jepsen_tests.hosts.capabilities import Backend, choose_hosts, probe_capabilities
+    from jepsen_tests.hosts.shell import HarnessError
 
-    able = probe_capabilities()
+    try:
+        able = choose_hosts(probe_capabilities(), hosts)
+    except HarnessError as error:
+        raise UsageError(str(error)) from None
     if able.backend is Backend.NETNS_USER and not able.nested:
         script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && exec "$@"'
         again = [sys.executable, "-P", "-m", "cli", *sys.argv[1:]]
