@@ -33,6 +33,7 @@ from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
 from broker.parts import BrokerNotReadyError, Parts, pack_store_host
 from broker.popping import make_popping
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -464,6 +465,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
             statistics=StatisticsProcessor(context, reader),
             inspection=InspectionProcessor(context, reader),
             relays=RelayProcessor(context, reader, clients),
