@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from broker.appender import Appender
@@ -110,6 +111,14 @@ class Counters:
     deduplicated: int = 0
 
 
+def program_version() -> str:
+    """Returns the installed version of this program; empty if it was not installed."""
+    try:
+        return version("dledger-mq")
+    except PackageNotFoundError:
+        return ""
+
+
 @dataclass(slots=True, kw_only=True)
 class BrokerContext:
     """Everything a processor may use. One owner each; the broker makes and ends them.
@@ -129,6 +138,7 @@ class BrokerContext:
         host, port: Where clients reach this replica.
         boot_ms: When it started.
         pid: Of the process, for people.
+        program_version: Of this program.
         statistics: What passes through.
         quotas: How much of it may.
         counters: What runtime information shows, by name.
@@ -151,6 +161,7 @@ class BrokerContext:
     statistics: Statistics
     quotas: Quotas = field(default_factory=Quotas)
     pid: int = field(default_factory=os.getpid)
+    program_version: str = field(default_factory=program_version)
     counters: Counters = field(default_factory=Counters)
 
     @property

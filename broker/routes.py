@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.dispatcher import Handle, HandleAsync, Place, Route
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -49,6 +50,7 @@ class Processors:
     locks: LockProcessor
     transactions: TransactionProcessor
     resets: ResetProcessor
+    assignment: AssignmentProcessor
     statistics: StatisticsProcessor
     inspection: InspectionProcessor
     relays: RelayProcessor
@@ -93,6 +95,8 @@ def make_routes(
         Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
         Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
         Code.END_TRANSACTION: background(p.transactions.end),
+        Code.QUERY_ASSIGNMENT: background(p.assignment.query),
+        Code.SET_MESSAGE_REQUEST_MODE: background(p.assignment.set_mode),
         Code.POP_MESSAGE: p.pop.pop,
         Code.PEEK_MESSAGE: p.pop.peek,
         Code.NOTIFICATION: p.pop.notify,

@@ -29,9 +29,12 @@ from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
+from broker.metrics import BrokerMetrics
+from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
 from broker.parts import BrokerNotReadyError, Parts, pack_store_host
 from broker.popping import make_popping
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -145,6 +148,11 @@ class Broker:
         return self._server.port
 
     @property
+    def metrics_port(self) -> int:
+        """The port bound for metrics; 0 without one."""
+        return self._require().metrics.port
+
+    @property
     def address(self) -> str:
         """Where clients reach this replica."""
         return self._require().context.address
@@ -194,11 +202,14 @@ class Broker:
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
             parts = self._parts = self._assemble(stores)
+            if config.metrics_port is not None:
+                await parts.metrics.start(config.listen_host, config.metrics_port)
             await self._start_raft(parts)
         except BaseException:
             await self._server.stop(0)
             await self._tasks.close()
             if self._parts is not None:
+                await self._parts.metrics.stop()
                 await self._parts.client.close()
             self._maintenance.close()
             if stores is not None:
@@ -245,6 +256,7 @@ class Broker:
         await self._server.stop(self.config.timing.drain_s if is_orderly else 0)
         await parts.raft.stop()
         await self._tasks.close()
+        await parts.metrics.stop()
         await parts.client.close()
         await parts.installer.close()
         # A copy that is being made reads the state.
@@ -451,6 +463,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
             statistics=StatisticsProcessor(context, reader),
             inspection=InspectionProcessor(context, reader),
             relays=RelayProcessor(context, reader, clients),
@@ -481,6 +494,7 @@ class Broker:
             timers=timers,
             transactions=transactions,
             live=live,
+            metrics=MetricsServer(BrokerMetrics(context).text),
         )
 
     def _on_installed(self) -> None:
