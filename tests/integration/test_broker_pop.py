@@ -335,10 +335,10 @@ def test_a_follower_hands_pops_on_and_the_next_leader_knows_what_is_out(tmp_path
             others = [broker for broker in brokers.values() if broker is not leader]
             elsewhere = TestClient(others[0].address)
             popper = Popper(elsewhere, "t")
-            found = await popper.pop(invisible_ms=3000)
+            found = await popper.pop(invisible_ms=8000)
             assert bodies(found) == ["a", "b", "c"]
             assert await popper.ack(found[0][1]) == 0
-            waiting = asyncio.create_task(popper.ask(poll_ms=20_000))
+            waiting = asyncio.create_task(popper.ask(poll_ms=2000))
             await leader.raft.transfer_leadership()
             await eventually(lambda: not leader.raft.is_serving, "another replica leads")
             # The pop that waited at the old leader goes to the new one, or ends with nothing.
