@@ -18,6 +18,7 @@ from broker.context import BrokerContext
 from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
+from broker.full_disk import RoomQuestions, leave_full_disk
 from broker.gate import WriteGate
 from broker.housekeeping import expire_clients, sample_statistics, watch_disk
 from broker.installing import Installer
@@ -215,10 +216,7 @@ class Broker:
                 stores.close(clean=True)
             raise
         self._spawn_housekeeping(parts)
-        if config.preferred_leader is not None:
-            stable_s = config.timing.preferred_leader_stable_s
-            preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
-            self._tasks.spawn(preferred, "prefer-leader")
+        self._spawn_leadership(parts)
         self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
@@ -572,6 +570,20 @@ class Broker:
     def _on_client_connection_lost(self, connection: ClientConnection) -> None:
         if self._parts is not None:
             self._parts.registrar.connection_lost(connection.address)
+
+    def _spawn_leadership(self, parts: Parts) -> None:
+        config, gate = self.config, parts.context.gate
+        has_room = RoomQuestions(parts.client, config.address_of).has_room
+        leaving = leave_full_disk(
+            parts.raft, lambda: gate.has_room_to_lead, has_room, config.timing.disk_check_s
+        )
+        self._tasks.spawn(leaving, "leave-full-disk")
+        if config.preferred_leader is not None:
+            stable_s = config.timing.preferred_leader_stable_s
+            preferred = prefer_leader(
+                parts.raft, config.preferred_leader, self._clock, stable_s, has_room
+            )
+            self._tasks.spawn(preferred, "prefer-leader")
 
     def _spawn_housekeeping(self, parts: Parts) -> None:
         self._tasks.spawn(watch_disk(parts.context, self._fs), "watch-disk")
