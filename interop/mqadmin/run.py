@@ -25,7 +25,14 @@ from cases import Case, Facts, cases
 
 from cli.cluster import LocalCluster
 from cli.layout import ClusterSpec
-from dledger import Admin, Message, Producer, PushConsumer
+from dledger import (
+    Admin,
+    Message,
+    Producer,
+    ProducerConfig,
+    PushConsumer,
+    PushConsumerConfig,
+)
 
 HERE = Path(__file__).resolve().parent
 COMMAND_S = 60
@@ -167,8 +174,15 @@ class Traffic:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._result = None
-        self._producer = Producer(PRODUCERS, nameserver=nameserver)
-        self._consumer = PushConsumer(GROUP, subscriptions={TOPIC: "*"}, nameserver=nameserver)
+        self._producer = Producer(
+            PRODUCERS, nameserver=nameserver, config=ProducerConfig(trace=True)
+        )
+        self._consumer = PushConsumer(
+            GROUP,
+            subscriptions={TOPIC: "*"},
+            nameserver=nameserver,
+            config=PushConsumerConfig(trace=True),
+        )
 
     def __enter__(self) -> Traffic:
         with Admin(nameserver=self._nameserver) as admin:
