@@ -188,6 +188,8 @@ class Traffic:
         with Admin(nameserver=self._nameserver) as admin:
             admin.create_topic(TOPIC, queue_count=2)
         self._producer.start()
+        self._consumer.start()
+        self._consumer.wait_assigned()
         self._result = self._producer.send(Message(TOPIC, b"hello", tags="new", keys=[KEY]))
         for target in (self._produce, self._consume):
             thread = threading.Thread(target=target, daemon=True)
@@ -200,6 +202,7 @@ class Traffic:
         self._consumer.stop()
         for thread in self._threads:
             thread.join(10)
+        self._consumer.close()
         self._producer.close()
 
     def _produce(self) -> None:
@@ -209,8 +212,7 @@ class Traffic:
             self._producer.send(Message(TOPIC, f"message {number}".encode(), tags="new"))
 
     def _consume(self) -> None:
-        with self._consumer as consumer:
-            consumer.run(lambda message: None)
+        self._consumer.run(lambda message: None)
 
     def facts(self, cluster: LocalCluster) -> Facts:
         """Returns what the cases need to know."""
