@@ -113,15 +113,16 @@ def cells(tier: str) -> list[Cell]:
     return [*found, Cell("W1", ("F1", "F4", "F5", "F6"), 50, groups=2)]
 
 
-def fitted_s(todo: Sequence[Cell], left_s: float) -> float:
+def fitted_s(todo: Sequence[Cell], left_s: float, overhead_s: float = OVERHEAD_S) -> float:
     """Returns how long the load of the first of the runs may last, so that all fit. Pure.
 
     Args:
         todo: The runs that are left, this one first.
         left_s: Until all must have ended.
+        overhead_s: What each takes beside its load.
     """
     loads_s = sum(cell.time_s for cell in todo)
-    share = (left_s - OVERHEAD_S * len(todo)) / loads_s
+    share = (left_s - overhead_s * len(todo)) / loads_s
     return max(LOAD_MIN_S, todo[0].time_s * min(1.0, share))
 
 
@@ -142,8 +143,10 @@ def run_matrix(
         elapsed_s = time.monotonic() - begin
         if tier == "smoke":
             # A machine that is slow today gets shorter loads instead of a later end.
-            time_s = fitted_s(todo[number:], SMOKE_BUDGET_S - SPARE_S - elapsed_s)
-            cell = replace(cell, time_s=round(time_s, 1))
+            beside = [done.seconds - done.cell.time_s for done in results]
+            overhead_s = max(OVERHEAD_S, sum(beside) / max(1, len(beside)))
+            left_s = SMOKE_BUDGET_S - SPARE_S - elapsed_s
+            cell = replace(cell, time_s=round(fitted_s(todo[number:], left_s, overhead_s), 1))
         say(f"=== {number + 1}/{len(todo)} {cell.name}, {cell.time_s:g} s; {elapsed_s:.0f} s gone")
         results.append(_run_cell(cell, seed + number + 1, folder, able, say))
         _write(folder, tier, seed, able, results)

@@ -113,6 +113,7 @@ def test_loads_get_shorter_when_earlier_runs_took_too_long() -> None:
     assert matrix.fitted_s(todo, 100) == 30
     assert matrix.fitted_s(todo, 40 + 2 * matrix.OVERHEAD_S) == 30
     assert matrix.fitted_s(todo, 20 + 2 * matrix.OVERHEAD_S) == 15
+    assert matrix.fitted_s(todo, 20 + 2 * 14, 14) == 15
     assert matrix.fitted_s(todo[1:], 5 + matrix.OVERHEAD_S) == matrix.LOAD_MIN_S
     assert matrix.fitted_s(todo, -5) == matrix.LOAD_MIN_S
 
