@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from broker.catalog import Catalog
 from broker.context import BrokerContext
@@ -50,10 +50,22 @@ class Registrar:
         catalog: Catalog,
         client: RemotingClient,
         nameservers: Sequence[str],
+        *,
+        shared_address: Callable[[], str] = str,
     ) -> None:
+        """Prepares registering.
+
+        Args:
+            context: What there is to say about this replica.
+            catalog: Topics that the system needs.
+            client: Connections to nameservers.
+            nameservers: Their addresses.
+            shared_address: The group's shared address while this replica listens on it, or "".
+        """
         self._context = context
         self._catalog = catalog
         self._client = client
+        self._shared_address = shared_address
         self._targets = [_Target(address) for address in nameservers]
         self._tasks: list[asyncio.Task[None]] = []
         self._topics_version = 0
@@ -80,6 +92,10 @@ class Registrar:
         """Registers again soon, with the new topics."""
         self._topics_version += 1
         self._topics_changed_ms = self._context.clock.wall_ms()
+        self._register_soon()
+
+    def address_changed(self) -> None:
+        """Registers again soon, with or without the shared address."""
         self._register_soon()
 
     def connection_lost(self, address: str) -> None:
@@ -130,6 +146,7 @@ class Registrar:
             broker_id=self._broker_id(),
             body_crc32=zlib.crc32(body) & 0x7FFF_FFFF,
             term=self._context.raft.term,
+            shared_address=self._shared_address() if self._context.raft.is_serving else "",
         )
         reason = ""
         try:

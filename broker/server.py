@@ -54,6 +54,7 @@ from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.replication import make_raft
 from broker.retention import Retention
+from broker.shared_address import SharedAddress
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.statistics import Statistics
@@ -463,10 +464,17 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        registrar = Registrar(context, catalog, client, config.nameservers)
+        shared = self._make_shared_address(raft)
+        registrar = Registrar(
+            context,
+            catalog,
+            client,
+            config.nameservers,
+            shared_address=lambda: shared.held if shared is not None else "",
+        )
         popping_parts = (popping.dead_letters, popping.pops)
         mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
-        for listener in mine:
+        for listener in mine if shared is None else (*mine, shared):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -486,6 +494,22 @@ class Broker:
             transactions=transactions,
             live=live,
         )
+
+    def _make_shared_address(self, raft: RaftNode) -> SharedAddress | None:
+        address = self.config.shared_address
+        if address is None:
+            return None
+        return SharedAddress(
+            address,
+            self._server,
+            self._tasks,
+            is_serving=lambda: raft.is_serving,
+            on_changed=self._on_address_changed,
+        )
+
+    def _on_address_changed(self) -> None:
+        if self._parts is not None:
+            self._parts.registrar.address_changed()
 
     def _on_installed(self) -> None:
         """Takes note that the whole state was replaced."""
