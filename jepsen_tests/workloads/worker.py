@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dledger.errors import DLedgerError
 from jepsen_tests.hosts.dialing import redirect_dialing
+from jepsen_tests.planted.clients import recorder_class
 from jepsen_tests.workloads.delayed_send import run_delayed_send
 from jepsen_tests.workloads.final_read import run_final_read
 from jepsen_tests.workloads.group_consume import (
@@ -82,7 +83,7 @@ def main() -> int:
 
 
 async def _run(plan: WorkerPlan) -> None:
-    recorder = Recorder(Path(plan.history), plan.index, plan.replicas)
+    recorder = recorder_class(plan.plant)(Path(plan.history), plan.index, plan.replicas)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
