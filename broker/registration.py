@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from broker.catalog import Catalog
 from broker.context import BrokerContext
+from broker.shared_address import SharedAddress
 from dledger.codes import RequestCode, ResponseCode
 from dledger.errors import DLedgerError
 from dledger.model import TopicConfig
@@ -50,8 +51,7 @@ class Registrar:
         catalog: Catalog,
         client: RemotingClient,
         nameservers: Sequence[str],
-        *,
-        shared_address: Callable[[], str] = str,
+        shared_address: SharedAddress,
     ) -> None:
         """Prepares registering.
 
@@ -60,12 +60,13 @@ class Registrar:
             catalog: Topics that the system needs.
             client: Connections to nameservers.
             nameservers: Their addresses.
-            shared_address: The group's shared address while this replica listens on it, or "".
+            shared_address: Told to nameservers while this replica listens on it.
         """
         self._context = context
         self._catalog = catalog
         self._client = client
         self._shared_address = shared_address
+        shared_address.on_changed(self._register_soon)
         self._targets = [_Target(address) for address in nameservers]
         self._tasks: list[asyncio.Task[None]] = []
         self._topics_version = 0
@@ -92,10 +93,6 @@ class Registrar:
         """Registers again soon, with the new topics."""
         self._topics_version += 1
         self._topics_changed_ms = self._context.clock.wall_ms()
-        self._register_soon()
-
-    def address_changed(self) -> None:
-        """Registers again soon, with or without the shared address."""
         self._register_soon()
 
     def connection_lost(self, address: str) -> None:
@@ -146,7 +143,7 @@ class Registrar:
             broker_id=self._broker_id(),
             body_crc32=zlib.crc32(body) & 0x7FFF_FFFF,
             term=self._context.raft.term,
-            shared_address=self._shared_address() if self._context.raft.is_serving else "",
+            shared_address=self._shared_address.held,
         )
         reason = ""
         try:

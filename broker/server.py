@@ -473,17 +473,11 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        shared = self._make_shared_address(raft)
-        registrar = Registrar(
-            context,
-            catalog,
-            client,
-            config.nameservers,
-            shared_address=lambda: shared.held if shared is not None else "",
-        )
+        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
-        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
-        for listener in mine if shared is None else (*mine, shared):
+        parts = (registrar, shared, timers, *popping_parts)
+        for listener in (lock_clock, transactions, forwarder, *parts, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -504,22 +498,6 @@ class Broker:
             live=live,
             metrics=MetricsServer(BrokerMetrics(context).text),
         )
-
-    def _make_shared_address(self, raft: RaftNode) -> SharedAddress | None:
-        address = self.config.shared_address
-        if address is None:
-            return None
-        return SharedAddress(
-            address,
-            self._server,
-            self._tasks,
-            is_serving=lambda: raft.is_serving,
-            on_changed=self._on_address_changed,
-        )
-
-    def _on_address_changed(self) -> None:
-        if self._parts is not None:
-            self._parts.registrar.address_changed()
 
     def _on_installed(self) -> None:
         """Takes note that the whole state was replaced."""

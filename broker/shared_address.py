@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable
 
 from broker.config import parse_address
+from broker.context import RaftView
 from broker.tasks import Tasks
 from dledger.errors import ConfigError
 from dledger.remoting.server import RemotingServer
@@ -33,30 +34,27 @@ class SharedAddress:
     """Listens on a group's shared address while this replica leads. Satisfies `RaftListener`."""
 
     def __init__(
-        self,
-        address: str,
-        server: RemotingServer,
-        tasks: Tasks,
-        *,
-        is_serving: Callable[[], bool],
-        on_changed: Callable[[], None],
+        self, address: str | None, server: RemotingServer, tasks: Tasks, raft: RaftView
     ) -> None:
         """Prepares it.
 
         Args:
-            address: `host:port`.
+            address: `host:port`; without one, nothing is ever done.
             server: Takes the connections.
             tasks: Owner of the attempts to listen.
-            is_serving: Whether this replica leads.
-            on_changed: Called when this replica has begun or ceased to listen.
+            raft: Whether this replica leads.
         """
-        self._address = address
+        self._address = address or ""
         self._server = server
         self._tasks = tasks
-        self._is_serving = is_serving
-        self._on_changed = on_changed
+        self._raft = raft
+        self._on_changed: Callable[[], None] = lambda: None
         self._listener: asyncio.AbstractServer | None = None
         self._is_trying = False
+
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """Sets what is called when this replica has begun or ceased to listen."""
+        self._on_changed = callback
 
     @property
     def held(self) -> str:
@@ -67,7 +65,7 @@ class SharedAddress:
 
     def on_serving(self, term: int) -> None:
         """Begins to listen, as soon as the address is free."""
-        if self._listener is None and not self._is_trying:
+        if self._address and self._listener is None and not self._is_trying:
             self._is_trying = True
             self._tasks.spawn(self._take(), "shared-address")
 
@@ -89,7 +87,7 @@ class SharedAddress:
         pause_s = RETRY_S
         told = False
         try:
-            while self._is_serving():
+            while self._raft.is_serving:
                 try:
                     listener = await self._server.listen(host, port)
                 except ConfigError as error:
@@ -99,7 +97,7 @@ class SharedAddress:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, RETRY_MAX_S)
                     continue
-                if not self._is_serving():
+                if not self._raft.is_serving:
                     listener.close()
                     return
                 self._listener = listener

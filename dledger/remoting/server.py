@@ -191,14 +191,25 @@ class RemotingServer:
         """
         loop = asyncio.get_running_loop()
         try:
+            # Not serving yet: whoever cancels us meanwhile leaves nothing open behind.
             listener = await loop.create_server(
-                self._new_connection, host, port, backlog=1024, reuse_address=True
+                self._new_connection,
+                host,
+                port,
+                backlog=1024,
+                reuse_address=True,
+                start_serving=False,
             )
         except (OSError, ValueError, OverflowError) as exc:
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise ConfigError("listen address", f"{host}:{port}", why) from exc
         self._listeners = [known for known in self._listeners if known.is_serving()]
         self._listeners.append(listener)
+        try:
+            await listener.start_serving()
+        except BaseException:
+            listener.close()
+            raise
         if self._stopping:  # meanwhile: nobody else would close it
             listener.close()
         return listener
