@@ -68,14 +68,23 @@ class Catalog:
     """The broker's view of topics and groups."""
 
     def __init__(
-        self, config: BrokerConfig, store: StateStore, raft: RaftView, gate: WriteGate
+        self,
+        config: Callable[[], BrokerConfig],
+        store: StateStore,
+        raft: RaftView,
+        gate: WriteGate,
     ) -> None:
-        self._config = config
+        """Takes its parts; `config` returns the settings as they hold now."""
+        self._read_config = config
         self._store = store
         self._raft = raft
         self._gate = gate
         self._topics: _Creations[TopicConfig] = _Creations()
         self._groups: _Creations[GroupConfig] = _Creations()
+
+    @property
+    def _config(self) -> BrokerConfig:
+        return self._read_config()
 
     def system_topics(self) -> list[TopicConfig]:
         """Returns the topics that every broker group has."""

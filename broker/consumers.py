@@ -11,14 +11,24 @@ Source: RocketMQ `ConsumerManager`, `ConsumerGroupInfo`, `ProducerManager`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dledger.errors import FlowControlError, InvalidParameterError
+from dledger.codes import ResponseCode
+from dledger.errors import FlowControlError, InvalidParameterError, RequestError
+
+logger = logging.getLogger(__name__)
+
+# What a member subscribes to: (topic, filter language, expression), sorted.
+Wanted = tuple[tuple[str, str, str], ...]
 
 GROUPS_PER_HEARTBEAT_MAX = 1024
 TOPICS_PER_GROUP_MAX = 4096
+# The attribute of a group that says what happens when members subscribe to different things.
+GUARD = "subscription.guard"
+WARN, REFUSE = "warn", "refuse"
 
 
 class Subscription(Protocol):
@@ -32,6 +42,16 @@ class Subscription(Protocol):
     @property
     def version(self) -> int:
         """A higher one replaces a lower one."""
+        ...
+
+    @property
+    def expression(self) -> str:
+        """What passes of it."""
+        ...
+
+    @property
+    def expression_type(self) -> str:
+        """The language of the expression; nothing stands for tags."""
         ...
 
 
@@ -60,6 +80,7 @@ class Member:
 
     identity: ClientIdentity
     last_seen_ms: int
+    wanted: Wanted | None = None  # None: not said yet
 
 
 @dataclass(slots=True)
@@ -70,6 +91,7 @@ class ConsumerGroup:
         consume_type, message_model, consume_from: As the newest heartbeat says.
         members: By connection.
         subscriptions: By topic.
+        differs: Whether members subscribe to different things.
     """
 
     name: str
@@ -78,6 +100,7 @@ class ConsumerGroup:
     consume_from: str
     members: dict[int, Member] = field(default_factory=dict)
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    differs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,20 @@ class RegistryStatistics:
     consumer_group_count: int
     producer_group_count: int
     member_count: int
+
+
+@dataclass(slots=True)
+class GuardCounts:
+    """Since the start: how often members began to differ, and members that were refused for it."""
+
+    detected: int = 0
+    refused: int = 0
+
+
+class SubscriptionDiffersError(RequestError):
+    """A member subscribes to other things than the group, which does not allow that."""
+
+    response_code = ResponseCode.ILLEGAL_OPERATION
 
 
 class ClientRegistry:
@@ -102,6 +139,7 @@ class ClientRegistry:
         self._consumer_groups_of: dict[int, set[str]] = {}
         self._producer_groups_of: dict[int, set[str]] = {}
         self._member_count = 0
+        self.guard_counts = GuardCounts()
 
     def register_producer(self, identity: ClientIdentity, group: str, now_ms: int) -> None:
         """Notes that a client produces for a group.
@@ -127,6 +165,7 @@ class ClientRegistry:
         kind: tuple[str, str, str],
         subscriptions: Sequence[Subscription] | None,
         now_ms: int,
+        refuse_different: bool = False,
     ) -> bool:
         """Notes that a client consumes for a group.
 
@@ -136,6 +175,8 @@ class ClientRegistry:
             kind: Consume type, message model and where to begin, as on the wire.
             subscriptions: All topics the client wants; None if the heartbeat leaves them out.
             now_ms: The present, for expiry.
+            refuse_different: Whether a client that is new to the group must subscribe to what the
+                others do.
 
         Returns:
             Whether members or subscriptions of the group changed, so that the others must know.
@@ -143,12 +184,16 @@ class ClientRegistry:
         Raises:
             FlowControlError: A limit is reached; the text names it. Nothing changed.
             InvalidParameterError: Too many topics. Nothing changed.
+            SubscriptionDiffersError: As `refuse_different` says. Nothing changed.
         """
         if subscriptions is not None and len(subscriptions) > TOPICS_PER_GROUP_MAX:
             text = f"group {group} subscribes to more than {TOPICS_PER_GROUP_MAX} topics"
             raise InvalidParameterError(text)
         entry = self._consumers.get(group)
         member = entry.members.get(identity.connection_id) if entry else None
+        wanted = None if subscriptions is None else wanted_of(subscriptions)
+        if refuse_different and entry is not None and member is None and wanted is not None:
+            self._refuse_different(entry, identity, wanted)
         if entry is None or member is None:
             self._admit(new_group=entry is None)
         if entry is None:
@@ -156,7 +201,7 @@ class ClientRegistry:
         entry.consume_type, entry.message_model, entry.consume_from = kind
         changed = False
         if member is None:
-            entry.members[identity.connection_id] = Member(identity, now_ms)
+            entry.members[identity.connection_id] = Member(identity, now_ms, wanted)
             self._consumer_groups_of.setdefault(identity.connection_id, set()).add(group)
             self._member_count += 1
             changed = True
@@ -165,6 +210,10 @@ class ClientRegistry:
             member.identity, member.last_seen_ms = identity, now_ms
         if subscriptions is not None:
             changed |= _merge(entry.subscriptions, subscriptions)
+            if member is None or member.wanted != wanted:
+                if member is not None:
+                    member.wanted = wanted
+                self._compare(entry)
         return changed
 
     def unregister(
@@ -256,6 +305,21 @@ class ClientRegistry:
         ]
         return max(found, default=None)
 
+    def producer_groups(self) -> list[str]:
+        """Returns the names of all groups with producers, sorted."""
+        return sorted(self._producers)
+
+    def differences(self) -> dict[str, list[tuple[str, dict[str, str]]]]:
+        """Returns the groups whose members differ: per member its id, and expressions by topic."""
+        return {
+            group: sorted(
+                (member.identity.client_id, {topic: text for topic, _, text in member.wanted or ()})
+                for member in entry.members.values()
+            )
+            for group, entry in sorted(self._consumers.items())
+            if entry.differs
+        }
+
     def subscription(self, group: str, topic: str) -> Subscription | None:
         """Returns what a group wants of a topic."""
         entry = self._consumers.get(group)
@@ -283,6 +347,37 @@ class ClientRegistry:
         if new_group and len(self._consumers) + len(self._producers) >= self._groups_max:
             raise FlowControlError(f"groups_max = {self._groups_max} is reached")
 
+    def _compare(self, entry: ConsumerGroup) -> None:
+        """Looks whether the members agree."""
+        kinds = {member.wanted for member in entry.members.values() if member.wanted is not None}
+        differs = len(kinds) > 1
+        if differs and not entry.differs:
+            self.guard_counts.detected += 1
+            logger.warning(
+                "members of a group subscribe to different things: group=%s members=%d kinds=%d",
+                entry.name,
+                len(entry.members),
+                len(kinds),
+            )
+        elif entry.differs and not differs:
+            logger.info("members of a group agree again: group=%s", entry.name)
+        entry.differs = differs
+
+    def _refuse_different(
+        self, entry: ConsumerGroup, identity: ClientIdentity, wanted: Wanted
+    ) -> None:
+        others = [
+            member.wanted
+            for member in entry.members.values()
+            if member.wanted is not None and member.identity.client_id != identity.client_id
+        ]
+        if others and wanted not in others:
+            self.guard_counts.refused += 1
+            raise SubscriptionDiffersError(
+                f"group {entry.name} refuses a member that subscribes to other things than the "
+                f"others ({GUARD}={REFUSE}): {_shown(wanted)} instead of {_shown(others[0])}"
+            )
+
     def _remove_producer(self, connection_id: int, client_id: str | None, group: str) -> None:
         members = self._producers.get(group, {})
         if not _is_member(members, connection_id, client_id):
@@ -300,9 +395,32 @@ class ClientRegistry:
         del entry.members[connection_id]
         if not entry.members:
             del self._consumers[group]
+        elif entry.differs:
+            self._compare(entry)
         _forget(self._consumer_groups_of, connection_id, group)
         self._member_count -= 1
         return True
+
+
+def wanted_of(subscriptions: Iterable[Subscription]) -> Wanted:
+    """Returns what subscriptions come to, so that equal ones compare equal.
+
+    The order of tags does not matter, nor how they are spaced.
+    """
+    return tuple(sorted((s.topic, *_filter_of(s)) for s in subscriptions))
+
+
+def _filter_of(subscription: Subscription) -> tuple[str, str]:
+    language = subscription.expression_type or "TAG"
+    text = subscription.expression.strip()
+    if language != "TAG":
+        return language, text
+    tags = sorted({tag for part in text.split("||") if (tag := part.strip())})
+    return language, "*" if not tags or "*" in tags else " || ".join(tags)
+
+
+def _shown(wanted: Wanted) -> str:
+    return ", ".join(f"{topic}: {text}" for topic, _, text in wanted)[:200]
 
 
 def _merge(held: dict[str, Subscription], wanted: Iterable[Subscription]) -> bool:

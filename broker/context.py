@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from broker.appender import Appender
@@ -12,6 +13,8 @@ from broker.config import BrokerConfig
 from broker.consumers import ClientRegistry
 from broker.gate import WriteGate
 from broker.long_polls import LongPolls
+from broker.quotas import Quotas
+from broker.statistics import Statistics
 from broker.tasks import Tasks
 from dledger.clock import Clock
 from dledger.errors import (
@@ -102,14 +105,18 @@ class LogView(Protocol):
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start."""
+    """Totals since the start, of what `Statistics` does not count."""
 
-    messages_in: int = 0
-    messages_out: int = 0
-    pulls: int = 0
-    pulls_found: int = 0
     forwarded: int = 0
     deduplicated: int = 0
+
+
+def program_version() -> str:
+    """Returns the installed version of this program; empty if it was not installed."""
+    try:
+        return version("dledger-mq")
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,6 +138,9 @@ class BrokerContext:
         host, port: Where clients reach this replica.
         boot_ms: When it started.
         pid: Of the process, for people.
+        program_version: Of this program.
+        statistics: What passes through.
+        quotas: How much of it may.
         counters: What runtime information shows, by name.
     """
 
@@ -148,7 +158,10 @@ class BrokerContext:
     host: str
     port: int
     boot_ms: int
+    statistics: Statistics
+    quotas: Quotas = field(default_factory=Quotas)
     pid: int = field(default_factory=os.getpid)
+    program_version: str = field(default_factory=program_version)
     counters: Counters = field(default_factory=Counters)
 
     @property

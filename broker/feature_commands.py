@@ -1,4 +1,4 @@
-"""Commands of features that keep tables of their own: types 0x30 to 0x3F and 0x50 to 0x5F.
+"""Commands of features that keep tables of their own: types 0x30 to 0x3F and 0x50 to 0x60.
 
 Each feature's module holds the records of its commands and what applying them does; here is what
 they have in common: the type byte, the version and the way through the state machine. All are a
@@ -13,12 +13,19 @@ from typing import Any, Final
 
 import msgspec
 
-from broker import locks, offset_resets, pop_state, request_modes, transactions
+from broker import (
+    live_settings,
+    locks,
+    offset_resets,
+    pop_state,
+    request_modes,
+    transactions,
+)
 from broker.riders import MESSAGES_WITH_RIDERS, Boarded
 from dledger.errors import InvariantError
 from store.state_batch import WriteBatch
 
-FEATURE_TYPES: Final = frozenset((*range(0x30, 0x40), *range(0x50, 0x60)))
+FEATURE_TYPES: Final = frozenset((*range(0x30, 0x40), *range(0x50, 0x61)))
 VERSION: Final = 1
 
 Buffer = bytes | bytearray | memoryview
@@ -38,6 +45,7 @@ class FeatureType(IntEnum):
     ACK_MESSAGES = 0x51
     CHANGE_VISIBILITY = 0x52
     SET_REQUEST_MODE = 0x53
+    PUT_SETTINGS = 0x60
 
 
 _Apply = Callable[[WriteBatch, Any, list[tuple[int, int]]], object]
@@ -48,6 +56,7 @@ _RECORDS: Final[dict[type[msgspec.Struct], FeatureType]] = {
     transactions.ChecksSent: FeatureType.CHECKS_SENT,
     offset_resets.ResetOffsets: FeatureType.RESET_OFFSETS,
     offset_resets.ResetsFollowed: FeatureType.RESETS_FOLLOWED,
+    live_settings.PutSettings: FeatureType.PUT_SETTINGS,
     pop_state.PopMessages: FeatureType.POP_MESSAGES,
     pop_state.AckMessages: FeatureType.ACK_MESSAGES,
     pop_state.ChangeVisibility: FeatureType.CHANGE_VISIBILITY,
@@ -62,6 +71,9 @@ _APPLY: Final[dict[FeatureType, _Apply]] = {
     ),
     FeatureType.RESET_OFFSETS: offset_resets.apply_reset,
     FeatureType.RESETS_FOLLOWED: offset_resets.apply_followed,
+    FeatureType.PUT_SETTINGS: lambda batch, command, _: live_settings.apply_settings(
+        batch.rows, command
+    ),
     FeatureType.POP_MESSAGES: lambda batch, command, _: pop_state.apply_pop(batch, command),
     FeatureType.ACK_MESSAGES: lambda batch, command, _: pop_state.apply_acks(batch, command),
     FeatureType.CHANGE_VISIBILITY: lambda batch, command, _: pop_state.apply_changes(
@@ -122,6 +134,7 @@ def topic_deleted(batch: WriteBatch, topic_id: int) -> None:
     """Removes what features hold of a topic."""
     offset_resets.drop_topic(batch.rows, topic_id)
     pop_state.drop_topic(batch.rows, topic_id)
+    request_modes.drop_topic(batch.rows, topic_id)
 
 
 def group_deleted(batch: WriteBatch, name: str) -> None:

@@ -49,6 +49,7 @@ class WriteGate:
         self._disk_free_min_bytes = disk_free_min_bytes
         self._pending_bytes_max = pending_bytes_max
         self._disk_error: str | None = None
+        self.free_bytes = 0  # as last looked at
 
     @property
     def is_disk_full(self) -> bool:
@@ -76,6 +77,7 @@ class WriteGate:
 
     def observe_disk(self, free_bytes: int) -> None:
         """Takes note of the free space of the data directory's file system."""
+        self.free_bytes = free_bytes
         if free_bytes < self._disk_free_min_bytes:
             if self._disk_error is None:
                 logger.warning(

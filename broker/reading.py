@@ -54,13 +54,24 @@ def check_group(context: BrokerContext, catalog: Catalog, name: str) -> None:
 
     Raises:
         PermissionDeniedError, GroupNotFoundError, InvalidParameterError: Refused.
+        PullQuotaExceededError: It has taken out all that it may for now.
     """
     group = context.store.group(name)
     if group is not None:
         if not group.consume_enable:
             raise PermissionDeniedError(f"subscription group no permission, {name}")
+        context.quotas.check_pull(group, context.clock.monotonic())
         return
     validate_group(name)
     if not catalog.may_create_group(name):
         raise GroupNotFoundError(f"subscription group [{name}] does not exist")
     catalog.ensure_group_soon(name)
+
+
+def count_fetched(
+    context: BrokerContext, group: str, topic: str, count: int, size_bytes: int
+) -> None:
+    """Takes note of messages that a group is given, for statistics and its quota."""
+    context.statistics.fetched(group, topic, count, size_bytes)
+    config = context.store.group(group)
+    context.quotas.pulled(config, count, size_bytes, context.clock.monotonic())

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.dispatcher import Handle, HandleAsync, Place, Route
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.inspection import InspectionProcessor
 from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pop import PopProcessor
@@ -16,11 +18,14 @@ from broker.processors.pop_acks import PopAckProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
+from broker.processors.relays import RelayProcessor
 from broker.processors.replicas import ReplicaProcessor
 from broker.processors.reply import ReplyProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.send_back import SendBackProcessor
+from broker.processors.settings import SettingsProcessor
+from broker.processors.statistics import StatisticsProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from dledger.codes import RequestCode as Code
@@ -45,6 +50,11 @@ class Processors:
     locks: LockProcessor
     transactions: TransactionProcessor
     resets: ResetProcessor
+    assignment: AssignmentProcessor
+    statistics: StatisticsProcessor
+    inspection: InspectionProcessor
+    relays: RelayProcessor
+    settings: SettingsProcessor
     pop: PopProcessor
     pop_acks: PopAckProcessor
 
@@ -78,12 +88,15 @@ def make_routes(
         Code.GET_TOPIC_STATS_INFO: p.topics.stats,
         Code.UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: background(p.groups.put),
         Code.DELETE_SUBSCRIPTION_GROUP: background(p.groups.delete),
-        Code.GET_CONSUME_STATS: p.groups.consume_stats,
+        Code.GET_CONSUME_STATS: p.statistics.consume_stats,
+        Code.GET_BROKER_CONSUME_STATS: p.statistics.all_consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
         Code.TRANSFER_LEADER: background(p.replicas.transfer_leader),
         Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
         Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
         Code.END_TRANSACTION: background(p.transactions.end),
+        Code.QUERY_ASSIGNMENT: background(p.assignment.query),
+        Code.SET_MESSAGE_REQUEST_MODE: background(p.assignment.set_mode),
         Code.POP_MESSAGE: p.pop.pop,
         Code.PEEK_MESSAGE: p.pop.peek,
         Code.NOTIFICATION: p.pop.notify,
@@ -106,8 +119,20 @@ def make_routes(
         Code.GET_SYSTEM_TOPIC_LIST_FROM_BROKER: p.topics.system_topics,
         Code.QUERY_TOPIC_CONSUME_BY_WHO: p.topics.consumers,
         Code.GET_ALL_SUBSCRIPTION_GROUP_CONFIG: p.groups.all_configs,
-        Code.GET_BROKER_CONFIG: p.info.config,
+        Code.GET_BROKER_CONFIG: p.settings.show,
+        Code.UPDATE_BROKER_CONFIG: background(p.settings.update),
         Code.GET_BROKER_RUNTIME_INFO: p.info.runtime_info,
+        Code.GET_ALL_CONSUMER_OFFSET: p.inspection.all_offsets,
+        Code.QUERY_CONSUME_TIME_SPAN: p.inspection.time_spans,
+        Code.QUERY_CONSUME_QUEUE: p.inspection.consume_queue,
+        Code.GET_ALL_PRODUCER_INFO: p.inspection.producers,
+        Code.QUERY_TOPICS_BY_CONSUMER: p.inspection.topics_of_group,
+        Code.QUERY_SUBSCRIPTION_BY_CONSUMER: p.inspection.subscription,
+        Code.GET_SUBSCRIPTION_DIFFERENCES: p.inspection.differences,
+        Code.GET_CONSUMER_RUNNING_INFO: background(p.relays.running_info),
+        Code.CONSUME_MESSAGE_DIRECTLY: background(p.relays.consume_directly),
+        Code.INVOKE_BROKER_TO_GET_CONSUMER_STATUS: background(p.relays.consumer_status),
+        Code.VIEW_BROKER_STATS_DATA: p.statistics.view,
     }
     here_then_leader: dict[Code, Handle] = {
         Code.QUERY_MESSAGE: p.queries.query,

@@ -6,60 +6,69 @@ import asyncio
 import contextlib
 import logging
 import random as random_module
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from broker import routes
 from broker.appender import Appender, AppenderConfig
 from broker.catalog import Catalog
 from broker.commands import encode_digest
-from broker.config import BrokerConfig, parse_address
+from broker.config import BrokerConfig
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
 from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.gate import WriteGate
+from broker.housekeeping import expire_clients, sample_statistics, watch_disk
 from broker.installing import Installer
 from broker.intake import MessageIntake
 from broker.leadership import hand_over, prefer_leader
+from broker.live_settings import LiveSettings
 from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
+from broker.metrics import BrokerMetrics
+from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
-from broker.popping import Popping, make_popping
+from broker.parts import BrokerNotReadyError, Parts, pack_store_host
+from broker.popping import make_popping
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
+from broker.processors.inspection import InspectionProcessor
 from broker.processors.locks import LockProcessor
 from broker.processors.offsets import OffsetProcessor
 from broker.processors.pull import PullProcessor
 from broker.processors.queries import QueryProcessor
 from broker.processors.recall import RecallProcessor
+from broker.processors.relays import RelayProcessor
 from broker.processors.replicas import ReplicaProcessor
 from broker.processors.reply import ReplyProcessor
 from broker.processors.resets import ResetProcessor
 from broker.processors.send import SendProcessor
 from broker.processors.send_back import SendBackProcessor
+from broker.processors.settings import SettingsProcessor
+from broker.processors.statistics import StatisticsProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
+from broker.replication import make_raft
 from broker.retention import Retention
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
+from broker.statistics import Statistics
 from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
 from broker.timers import TimerDelivery
 from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
-from dledger.codes import ResponseCode
-from dledger.errors import ConfigError, DiskFailureError, DLedgerError, RequestError
-from dledger.message import UniqueKeyGenerator, pack_host
+from dledger.errors import ConfigError, DiskFailureError, DLedgerError
+from dledger.message import UniqueKeyGenerator
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
-from dledger.raft.transport import TcpTransport, TransportConfig
+from dledger.raft.transport import TcpTransport
 from dledger.remoting.client import ClientConnection, RemotingClient
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
@@ -71,37 +80,7 @@ from store.sync_worker import SyncWorker
 
 logger = logging.getLogger(__name__)
 
-EXPIRY_SWEEP_S = 10.0
 UNREGISTER_S = 0.5
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What exists while the broker runs."""
-
-    context: BrokerContext
-    raft: RaftNode
-    stores: Stores
-    installer: Installer
-    client: RemotingClient
-    catalog: Catalog
-    commits: OffsetCommits
-    pulls: PullProcessor
-    popping: Popping
-    clients: ClientProcessor
-    registrar: Registrar
-    timers: TimerDelivery
-    transactions: TransactionService
-
-    @property
-    def log(self) -> CommitLog:
-        """The CommitLog."""
-        return self.stores.log
-
-    @property
-    def store(self) -> StateStore:
-        """The state as applied here."""
-        return self.stores.store
 
 
 class Broker:
@@ -149,7 +128,7 @@ class Broker:
         self._engine_class = engine_class
         self._transport_class = transport_class
         self._tasks = Tasks(self._on_fatal)
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._dispatcher: Dispatcher | None = None
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
@@ -166,6 +145,11 @@ class Broker:
     def port(self) -> int:
         """The port bound for clients."""
         return self._server.port
+
+    @property
+    def metrics_port(self) -> int:
+        """The port bound for metrics; 0 without one."""
+        return self._require().metrics.port
 
     @property
     def address(self) -> str:
@@ -217,18 +201,19 @@ class Broker:
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
             parts = self._parts = self._assemble(stores)
+            if config.metrics_port is not None:
+                await parts.metrics.start(config.listen_host, config.metrics_port)
             await self._start_raft(parts)
         except BaseException:
             await self._server.stop(0)
             await self._tasks.close()
             if self._parts is not None:
+                await self._parts.metrics.stop()
                 await self._parts.client.close()
             self._maintenance.close()
             if stores is not None:
                 stores.close(clean=True)
             raise
-        self._tasks.spawn(self._watch_disk(), "watch-disk")
-        self._tasks.spawn(self._expire_clients(), "expire-clients")
         self._spawn_housekeeping(parts)
         if config.preferred_leader is not None:
             stable_s = config.timing.preferred_leader_stable_s
@@ -264,7 +249,7 @@ class Broker:
             self._parts.raft.crash()
             await self._end(self._parts, is_orderly=False)
 
-    async def _end(self, parts: _Parts, *, is_orderly: bool) -> None:
+    async def _end(self, parts: Parts, *, is_orderly: bool) -> None:
         parts.pulls.close()
         parts.popping.pops.close()
         parts.commits.close()
@@ -273,6 +258,7 @@ class Broker:
         await self._server.stop(self.config.timing.drain_s if is_orderly else 0)
         await parts.raft.stop()
         await self._tasks.close()
+        await parts.metrics.stop()
         await parts.client.close()
         await parts.installer.close()
         # A copy that is being made reads the state.
@@ -318,7 +304,7 @@ class Broker:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _require(self) -> _Parts:
+    def _require(self) -> Parts:
         if self._parts is None:
             raise BrokerNotReadyError("the broker does not run")
         return self._parts
@@ -338,7 +324,7 @@ class Broker:
             boot_id=self._boot_id,
         )
 
-    def _assemble(self, stores: Stores) -> _Parts:
+    def _assemble(self, stores: Stores) -> Parts:
         config, clock = self.config, self._clock
         log, store = stores.log, stores.store
         limits, timing = config.limits, config.timing
@@ -379,6 +365,7 @@ class Broker:
             host=host,
             port=port,
             boot_ms=clock.wall_ms(),
+            statistics=Statistics(clock.monotonic(), clock.wall_ms()),
         )
         return self._connect(context, raft, stores, installer)
 
@@ -395,47 +382,34 @@ class Broker:
     def _make_raft(
         self, log: CommitLog, machine: BrokerStateMachine, installer: Installer
     ) -> RaftNode:
-        config = self.config
-        others = [replica for replica in config.replicas if replica.id != config.replica_id]
-        transport = self._transport_class(
-            TransportConfig(
-                cluster_name=config.cluster_name,
-                group_name=config.broker_name,
-                replica_id=config.replica_id,
-                listen_host=config.listen_host,
-                listen_port=parse_address(config.replica.raft_address)[1],
-                peers={replica.id: replica.raft_address for replica in others},
-            ),
-            self._random,
-        )
-        return RaftNode(
-            replica_id=config.replica_id,
-            peer_ids=[replica.id for replica in others],
-            config=config.raft,
-            log=log,
-            machine=machine,
-            transport=transport,
+        return make_raft(
+            self.config,
+            log,
+            machine,
+            installer,
             clock=self._clock,
             random=self._random,
             on_fatal=self._on_fatal,
-            snapshots=installer,
             engine_class=self._engine_class,
+            transport_class=self._transport_class,
         )
 
     def _connect(
         self, context: BrokerContext, raft: RaftNode, stores: Stores, installer: Installer
-    ) -> _Parts:
+    ) -> Parts:
         config = self.config
         log, store = stores.log, stores.store
         client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
-        catalog = Catalog(config, store, raft, context.gate)
+        catalog = Catalog(lambda: context.config, store, raft, context.gate)
+        live = LiveSettings(config, store.rows)
+        context.config = live.current()
         commits = OffsetCommits(raft, context.gate, gather_ms=config.timing.offset_gather_ms)
         reader = MessageReader(store, log)
         dispatcher = Dispatcher(
             is_serving=lambda: raft.is_serving, tasks=self._tasks, on_fatal=self._on_fatal
         )
         forwarder = self._make_forwarder(context, raft, client, dispatcher)
-        store_host = _pack_store_host(context.host, context.port)
+        store_host = pack_store_host(context.host, context.port)
         intake = MessageIntake(
             cluster_name=config.cluster_name,
             store_host=store_host,
@@ -484,13 +458,18 @@ class Broker:
             offsets=offsets,
             clients=clients,
             topics=TopicProcessor(context, reader),
-            groups=GroupProcessor(context, reader),
+            groups=GroupProcessor(context),
             queries=QueryProcessor(context, reader),
             info=InfoProcessor(context),
             replicas=ReplicaProcessor(context),
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
+            statistics=StatisticsProcessor(context, reader),
+            inspection=InspectionProcessor(context, reader),
+            relays=RelayProcessor(context, reader, clients),
+            settings=SettingsProcessor(context, live),
             pop=popping.pops,
             pop_acks=popping.acks,
         )
@@ -502,7 +481,7 @@ class Broker:
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
-        return _Parts(
+        return Parts(
             context=context,
             raft=raft,
             stores=stores,
@@ -516,12 +495,15 @@ class Broker:
             registrar=registrar,
             timers=timers,
             transactions=transactions,
+            live=live,
+            metrics=MetricsServer(BrokerMetrics(context).text),
         )
 
     def _on_installed(self) -> None:
         """Takes note that the whole state was replaced."""
         parts = self._parts
         if parts is not None:
+            parts.context.config = parts.live.current()
             parts.registrar.topics_changed()
             parts.pulls.topics_changed()
             parts.popping.pops.topics_changed()
@@ -550,7 +532,7 @@ class Broker:
             ),
         )
 
-    async def _start_raft(self, parts: _Parts) -> None:
+    async def _start_raft(self, parts: Parts) -> None:
         try:
             await parts.raft.start()
         except OSError as error:
@@ -570,6 +552,8 @@ class Broker:
             asyncio.get_running_loop().call_soon(self._log_digest, *effects.checkpoint)
         if effects.timers_due_ms is not None:
             parts.timers.parked(effects.timers_due_ms)
+        if effects.settings:
+            parts.context.config = parts.live.current()
         if effects.resets or effects.topics or effects.groups:
             parts.pulls.queues_reset(effects.resets)
         if effects.topics:
@@ -589,47 +573,12 @@ class Broker:
         if self._parts is not None:
             self._parts.registrar.connection_lost(connection.address)
 
-    async def _watch_disk(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.timing.disk_check_s)
-            parts = self._parts
-            if parts is None:
-                continue
-            try:
-                free_bytes = self._fs.free_bytes(self.config.data_directory)
-            except OSError as error:
-                raise DiskFailureError(f"{self.config.data_directory}: {error}") from error
-            parts.context.gate.observe_disk(free_bytes)
-
-    def _spawn_housekeeping(self, parts: _Parts) -> None:
+    def _spawn_housekeeping(self, parts: Parts) -> None:
+        self._tasks.spawn(watch_disk(parts.context, self._fs), "watch-disk")
+        self._tasks.spawn(expire_clients(parts.clients), "expire-clients")
+        self._tasks.spawn(sample_statistics(parts.context), "statistics")
         snapshotter = Snapshotter(parts.stores, self._maintenance)
         interval_s = self.config.store.snapshot_interval_s
         self._tasks.spawn(snapshotter.run(interval_s), "snapshots")
         retention = Retention(parts.context, parts.stores, snapshotter, self._maintenance, self._fs)
         self._tasks.spawn(retention.run(self.config.timing.retention_check_s), "retention")
-
-    async def _expire_clients(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRY_SWEEP_S)
-            if self._parts is not None:
-                self._parts.clients.expire()
-
-
-class BrokerNotReadyError(RequestError):
-    """The replica does not run (yet). Nothing was done."""
-
-    retryable = True
-    response_code = ResponseCode.SERVICE_NOT_AVAILABLE
-
-
-def _pack_store_host(host: str, port: int) -> bytes:
-    """Returns the address in message ids: IPv4, since several clients read nothing else.
-
-    Raises:
-        ConfigError: The host has no IPv4 address.
-    """
-    try:
-        ip = socket.gethostbyname(host)
-    except OSError as error:
-        raise ConfigError("advertised_host", host, f"has no IPv4 address: {error}") from error
-    return pack_host(ip, port)

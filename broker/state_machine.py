@@ -32,6 +32,7 @@ from broker.commands import (
 )
 from broker.feature_commands import (
     FEATURE_TYPES,
+    FeatureType,
     apply_feature,
     apply_rider,
     group_deleted,
@@ -91,6 +92,7 @@ class AppliedEffects:
         checkpoint: Log index and digest of the newest checkpoint passed, if one was.
         timers_due_ms: When the first of the timers that were added is due, None if none was.
         resets: (topic id, queue id) of queues in which a group was moved.
+        settings: Whether settings of the group were changed.
     """
 
     queues: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class AppliedEffects:
     runs: list[tuple[int, int, int | None]] = field(default_factory=list)
     timers_due_ms: int | None = None
     resets: list[tuple[int, int]] = field(default_factory=list)
+    settings: bool = False
 
 
 DIGEST_ENTRIES: Final = 1000
@@ -189,6 +192,7 @@ class BrokerStateMachine:
             or effects.offsets_stored
             or effects.checkpoint
             or effects.resets
+            or effects.settings
         ):
             self._on_applied(effects)
         return results
@@ -248,6 +252,7 @@ def _apply_body(batch: WriteBatch, index: int, body: Buffer, effects: AppliedEff
                 apply_rider(batch, rider)
         return applied
     if type_ in FEATURE_TYPES:
+        effects.settings |= type_ == FeatureType.PUT_SETTINGS
         return apply_feature(batch, body, effects.resets)
     return _apply_control(batch, decode_control(body), effects)
 

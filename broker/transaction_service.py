@@ -229,13 +229,15 @@ class TransactionService:
         record, properties = half_messages.committed(half, store_host=self._store_host)
         message = self._intake.indexed(record, properties)
         rider = transactions.end_rider(half_offset, Outcome.COMMITTED)
+        began_s = self._context.clock.monotonic()
         await self._under_way(
             half_offset,
             lambda done: self._context.appender.append(
                 topic, queue_id, [message], done, rider=rider
             ),
         )
-        self._context.counters.messages_in += 1
+        took_s = self._context.clock.monotonic() - began_s
+        self._context.statistics.stored(name, 1, len(half.body), took_s)
 
     async def _end_without(self, half_offset: int, outcome: Outcome) -> None:
         command = encode_feature(

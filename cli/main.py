@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
-from cli import consumer, dlq, group, jepsen, lifecycle, message, topic
+from cli import config, consumer, dlq, group, jepsen, lifecycle, message, topic
+from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
 from cli.demo import demo
+from cli.doctor import doctor
 from cli.errors import CommandError, ExitCode
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
@@ -39,10 +41,13 @@ app.command()(lifecycle.status)
 app.command()(produce)
 app.command()(consume)
 app.command()(demo)
+app.command()(doctor)
+app.command()(bench)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
 app.add_typer(message.app, name="message")
+app.add_typer(config.app, name="config")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(nameserver_app, name="nameserver")
 app.add_typer(broker_app, name="broker")

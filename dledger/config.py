@@ -18,7 +18,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +74,46 @@ def build_config(cls: type[T], values: Mapping[str, object]) -> T:
         ConfigError: As `load_config`.
     """
     return typing.cast("T", _build(cls, values, ""))
+
+
+def change_config(config: T, changes: Mapping[str, str]) -> T:
+    """Returns a configuration record with other values.
+
+    Args:
+        config: A record of dataclasses.
+        changes: Texts by dotted names: `{"store.retention_hours": "12"}`.
+
+    Raises:
+        ConfigError: There is no such field, or the value breaks a rule.
+    """
+    for name, text in changes.items():
+        head, _, rest = name.partition(".")
+        record: Any = config
+        if head not in {field.name for field in dataclasses.fields(record)}:
+            raise ConfigError(name, text, "is not known")
+        if rest:
+            value = change_config(getattr(config, head), {rest: text})
+        else:
+            value = _parse(typing.get_type_hints(type(config))[head], text, name)
+        config = dataclasses.replace(record, **{head: value})
+    return config
+
+
+def flatten_config(config: object, at: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the fields of a configuration record by dotted name, as texts.
+
+    Records within are flattened too; lists become their items joined by `;`.
+    """
+    record: Any = config
+    for field in dataclasses.fields(record):
+        name = f"{at}{field.name}"
+        item = getattr(record, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from flatten_config(item, f"{name}.")
+        elif isinstance(item, list):
+            yield name, ";".join(str(getattr(part, "address", part)) for part in item)
+        else:
+            yield name, str(item).lower() if isinstance(item, bool) else str(item)
 
 
 def read_toml(path: str | Path) -> dict[str, object]:

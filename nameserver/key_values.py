@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from dledger.errors import FlowControlError, InvalidParameterError, NotFoundError
 
+WRITE_WIPED_NAMESPACE = "DLEDGER_WRITE_WIPED"
 ENTRIES_MAX = 100_000
 NAME_LENGTH_MAX = 1024
 VALUE_LENGTH_MAX = 64 * 1024

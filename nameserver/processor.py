@@ -18,7 +18,7 @@ from dledger.remoting import bodies, headers
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection
 from nameserver.key_value_file import KeyValueFile
-from nameserver.key_values import KeyValueTable
+from nameserver.key_values import WRITE_WIPED_NAMESPACE, KeyValueTable
 from nameserver.route_table import (
     LEADER_ID,
     DataVersion,
@@ -63,6 +63,7 @@ class NameserverProcessor:
         self._key_value_file = key_values
         self._key_values = key_values.load() if key_values else KeyValueTable()
         self._settings = dict(settings or {})
+        routes.remember_wiped(self._key_values.tables().get(WRITE_WIPED_NAMESPACE, {}))
         self._handlers: dict[int, Callable[[Connection, Command], Reply]] = {
             RequestCode.REGISTER_BROKER: self._register,
             RequestCode.UNREGISTER_BROKER: self._unregister,
@@ -263,11 +264,13 @@ class NameserverProcessor:
     def _wipe_write(self, connection: Connection, command: Command) -> Reply:
         name = command.header(headers.WritePermissionHeader).broker_name
         count = self._routes.set_write_wiped(name, True)
+        self._keep_wiped(name)
         return headers.to_ext(headers.WipeWritePermissionResponse(topic_count=count)), b""
 
     def _add_write(self, connection: Connection, command: Command) -> Reply:
         name = command.header(headers.WritePermissionHeader).broker_name
         count = self._routes.set_write_wiped(name, False)
+        self._keep_wiped(name)
         return headers.to_ext(headers.AddWritePermissionResponse(topic_count=count)), b""
 
     def _put_key_value(self, connection: Connection, command: Command) -> Reply:
@@ -306,6 +309,14 @@ class NameserverProcessor:
     def _order_topics(self) -> bytes:
         table = self._key_values.tables().get(ORDER_TOPIC_NAMESPACE)
         return bodies.encode_kv_table(table) if table else b""
+
+    def _keep_wiped(self, broker_name: str) -> None:
+        """Writes down whether a group's write permission is wiped, so that a restart knows."""
+        if broker_name in self._routes.write_wiped:
+            self._key_values.put(WRITE_WIPED_NAMESPACE, broker_name, "true")
+        elif not self._key_values.delete(WRITE_WIPED_NAMESPACE, broker_name):
+            return
+        self._save_key_values()
 
     def _save_key_values(self) -> None:
         if self._key_value_file is not None:

@@ -7,7 +7,8 @@ Three rules differ from Apache RocketMQ's nameserver, all because our brokers el
 * A group whose leader is gone keeps its last known topics while any replica is registered, so
   that consumers still find the followers during an election.
 * Wiping the write permission is remembered per group and laid over what its brokers announce; it
-  survives re-registration and fail-over, and giving it back restores the announced permissions.
+  survives re-registration, fail-over, and that all of the group's replicas are away for a time;
+  giving it back restores the announced permissions.
 
 Brokers that announce no term (Apache RocketMQ's own) follow RocketMQ's rules: the last
 registration wins unless its state version is lower.
@@ -15,7 +16,7 @@ registration wins unless its state version is lower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -178,6 +179,7 @@ class RouteTable:
     def __init__(self, limits: RouteLimits | None = None) -> None:
         self._limits = limits or RouteLimits()
         self._groups: dict[str, _Group] = {}
+        self._write_wiped: set[str] = set()  # outlives the groups
 
     def __repr__(self) -> str:
         members = sum(len(group.members) for group in self._groups.values())
@@ -198,6 +200,7 @@ class RouteTable:
         self._check_limits(group, registration)
         if group is None:
             group = _Group(cluster=registration.cluster, broker_name=registration.broker_name)
+            group.is_write_wiped = registration.broker_name in self._write_wiped
         self._check_terms(group, registration)
 
         previous = group.by_address(registration.address)
@@ -313,10 +316,23 @@ class RouteTable:
     def set_write_wiped(self, broker_name: str, wiped: bool) -> int:
         """Hides (or gives back) the write permission of a group's topics; returns their number."""
         group = self._groups.get(broker_name)
+        if not wiped:
+            self._write_wiped.discard(broker_name)
         if group is None:
             return 0
+        if wiped:
+            self._write_wiped.add(broker_name)
         group.is_write_wiped = wiped
         return len(group.topics)
+
+    def remember_wiped(self, broker_names: Iterable[str]) -> None:
+        """Takes over the groups whose write permission was wiped in an earlier life."""
+        self._write_wiped.update(broker_names)
+
+    @property
+    def write_wiped(self) -> frozenset[str]:
+        """The groups whose write permission is wiped, whether or not they are registered."""
+        return frozenset(self._write_wiped)
 
     def delete_topic(self, topic: str, cluster: str | None = None) -> bool:
         """Forgets a topic until a broker announces a changed table; returns whether it was known.

@@ -15,7 +15,8 @@ LOCKS: Final = "locks"
 TRANSACTIONS: Final = "transactions"
 OFFSET_RESETS: Final = "offset_resets"
 POP: Final = "pop"
-ROW_DATABASES: Final = (LOCKS, TRANSACTIONS, OFFSET_RESETS, POP)
+SETTINGS: Final = "settings"
+ROW_DATABASES: Final = (LOCKS, TRANSACTIONS, OFFSET_RESETS, POP, SETTINGS)
 
 _ROW_ROOM_BYTES: Final = 4096  # one touched page for each changed row, as an estimate
 

@@ -11,7 +11,7 @@ import asyncio
 
 from broker import names
 from broker.catalog import Catalog
-from broker.consumers import ClientIdentity
+from broker.consumers import GUARD, REFUSE, ClientIdentity, SubscriptionDiffersError
 from broker.context import BrokerContext
 from broker.filters import check_subscription_size, is_sql
 from broker.sql_filter import compile_sql
@@ -99,8 +99,15 @@ class ClientProcessor:
         clients = self._context.clients
         for group in heartbeat.producers:
             clients.register_producer(identity, group, now_ms)
+        refusal: SubscriptionDiffersError | None = None
         for consumer in heartbeat.consumers:
-            self._register_consumer(identity, consumer, heartbeat, now_ms)
+            try:
+                self._register_consumer(identity, consumer, heartbeat, now_ms)
+            except SubscriptionDiffersError as error:
+                # The client's other groups are none the worse for it.
+                refusal = error
+        if refusal is not None:
+            raise refusal
         known = self._fingerprints.get(connection.id)
         if not heartbeat.without_subscriptions:
             self._fingerprints[connection.id] = heartbeat.fingerprint
@@ -161,7 +168,7 @@ class ClientProcessor:
             raise ConsumerNotOnlineError(f"the consumer group[{header.consumer_group}] not online")
         members = self._context.clients.consumer_members(header.consumer_group)
         body = ConnectionList(
-            connections=_connections(members),
+            connections=connections_of(members),
             subscriptions={
                 topic: wanted
                 for topic, wanted in sorted(group.subscriptions.items())
@@ -185,8 +192,12 @@ class ClientProcessor:
             raise NobodyOnlineError(
                 f"the producer group[{header.producer_group}] not exist or not online"
             )
-        body = ConnectionList(connections=_connections(members))
+        body = ConnectionList(connections=connections_of(members))
         connection.reply(command, body=encode_connection_list(body))
+
+    def connection(self, number: int) -> Connection | None:
+        """Returns a client's connection by its number."""
+        return self._connections.get(number)
 
     def connection_of_producer(self, client_id: str) -> Connection | None:
         """Returns the connection over which a producer says that it is here."""
@@ -233,6 +244,10 @@ class ClientProcessor:
         for group in self._context.clients.consumer_groups():
             self._notify_later(group)
 
+    def shares_changed(self, group: str) -> None:
+        """Lets the members of a group ask for their queues again."""
+        self._notify_later(group)
+
     def close(self) -> None:
         """Stops telling anybody anything."""
         if self._timer is not None:
@@ -250,12 +265,14 @@ class ClientProcessor:
     ) -> None:
         if not self._prepare_group(consumer):
             return
+        config = self._context.store.group(consumer.group)
         changed = self._context.clients.register_consumer(
             identity,
             consumer.group,
             kind=(consumer.consume_type, consumer.message_model, consumer.consume_from),
             subscriptions=None if heartbeat.without_subscriptions else consumer.subscriptions,
             now_ms=now_ms,
+            refuse_different=config is not None and config.attributes.get(GUARD) == REFUSE,
         )
         if changed:
             self._notify_later(consumer.group)
@@ -319,7 +336,8 @@ def _check_subscription(subscription: SubscriptionData) -> None:
     check_subscription_size(subscription.topic, subscription.expression.count("||"))
 
 
-def _connections(members: list[ClientIdentity]) -> list[ConnectionInfo]:
+def connections_of(members: list[ClientIdentity]) -> list[ConnectionInfo]:
+    """Returns members as admin tools read them."""
     return [
         ConnectionInfo(
             client_id=member.client_id,

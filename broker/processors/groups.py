@@ -1,29 +1,26 @@
-"""Consumer groups: 200, 201, 207, 208 and 352."""
+"""Consumer groups: 200, 201, 207 and 352."""
 
 from __future__ import annotations
 
 import logging
 
 from broker import commands, names
+from broker.consumers import GUARD, REFUSE, WARN
 from broker.context import BrokerContext
-from broker.messages import MessageReader
+from broker.quotas import parse_quotas
 from dledger.errors import FlowControlError, GroupNotFoundError, InvalidParameterError
 from dledger.message import validate_group
-from dledger.model import GroupConfig, MessageQueue
+from dledger.model import GroupConfig
 from dledger.remoting.bodies import (
-    ConsumeStats,
     DataVersion,
     GroupTable,
-    OffsetWrapper,
     decode_group_config,
-    encode_consume_stats,
     encode_group_config,
     encode_group_table,
 )
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import (
     DeleteGroupHeader,
-    GetConsumeStatsHeader,
     GetGroupConfigHeader,
 )
 from dledger.remoting.server import Connection
@@ -37,9 +34,8 @@ RETRY_MAX = 1_000_000
 class GroupProcessor:
     """Creates, changes, deletes and describes consumer groups."""
 
-    def __init__(self, context: BrokerContext, reader: MessageReader) -> None:
+    def __init__(self, context: BrokerContext) -> None:
         self._context = context
-        self._reader = reader
 
     async def put(self, connection: Connection, command: Command) -> None:
         """200: creates a group or changes one. Serving leader only; repeating it is harmless.
@@ -54,6 +50,9 @@ class GroupProcessor:
             raise InvalidParameterError(f"retryMaxTimes must lie in -1..{RETRY_MAX}")
         if not 0 < group.consume_timeout_minutes <= RETRY_MAX:
             raise InvalidParameterError(f"consumeTimeoutMinute must lie in 1..{RETRY_MAX}")
+        parse_quotas(group.attributes)
+        if group.attributes.get(GUARD, WARN) not in (WARN, REFUSE):
+            raise InvalidParameterError(f"{GUARD} must be {WARN} or {REFUSE}")
         self._context.gate.check()
         store = self._context.store
         limit = self._context.config.limits.groups_max
@@ -91,32 +90,3 @@ class GroupProcessor:
         version = DataVersion(counter=self._context.store.applied_index)
         body = encode_group_table(GroupTable(groups=groups, data_version=version))
         connection.reply(command, 0, {"totalGroupNum": str(len(groups))}, body=body)
-
-    def consume_stats(self, connection: Connection, command: Command) -> None:
-        """208: for every queue a group consumes, how far it is behind."""
-        header = command.header(GetConsumeStatsHeader)
-        store = self._context.store
-        stored = store.consumer_offsets(header.consumer_group)
-        wanted = {name for name in (header.topic, *header.topic_list.split(";")) if name}
-        topics = wanted or {topic for topic, _ in stored}
-        offsets: dict[MessageQueue, OffsetWrapper] = {}
-        for name in sorted(topics):
-            topic = store.topic(name)
-            if topic is None:
-                continue
-            for queue_id in range(topic.read_queue_count):
-                queue = MessageQueue(name, self._context.config.broker_name, queue_id)
-                consumed = stored.get((name, queue_id))
-                offsets[queue] = self._offsets(topic.topic_id, queue_id, consumed)
-        connection.reply(command, body=encode_consume_stats(ConsumeStats(offsets=offsets)))
-
-    def _offsets(self, topic_id: int, queue_id: int, consumed: int | None) -> OffsetWrapper:
-        offset_min, offset_max = self._context.store.queue_bounds(topic_id, queue_id)
-        position = offset_min if consumed is None else consumed
-        last_ms = self._reader.store_timestamp(topic_id, queue_id, position - 1)
-        return OffsetWrapper(
-            broker_offset=offset_max,
-            consumer_offset=position,
-            pull_offset=position,
-            last_timestamp_ms=last_ms or 0,
-        )

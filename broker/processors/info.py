@@ -1,19 +1,16 @@
-"""What the broker says about itself: 26 and 28."""
+"""What the broker says about itself: 28."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
 from broker.context import BrokerContext
+from broker.statistics import Meter
 from dledger.codes import PROTOCOL_VERSION
 from dledger.model import Role
-from dledger.remoting.bodies import DataVersion, encode_data_version, encode_kv_table
+from dledger.remoting.bodies import encode_kv_table
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection
 
-_NO_RATE = "0.0 0.0 0.0"
+_WINDOWS_S = (10, 60, 600)
 
 
 class InfoProcessor:
@@ -26,13 +23,6 @@ class InfoProcessor:
         """28: a table of texts: the keys mqadmin reads, and ours about the replica."""
         connection.reply(command, body=encode_kv_table(self._table()))
 
-    def config(self, connection: Connection, command: Command) -> None:
-        """26: the configuration as properties text."""
-        lines = sorted(f"{name}={value}" for name, value in _flatten("", self._context.config))
-        text = "\n".join([*lines, ""])
-        version = encode_data_version(DataVersion()).decode()
-        connection.reply(command, 0, {"version": version}, body=text.encode())
-
     def _table(self) -> dict[str, str]:
         context = self._context
         raft, log, store = context.raft, context.log, context.store
@@ -41,6 +31,7 @@ class InfoProcessor:
         clients = context.clients.statistics()
         leader = context.config.address_of(raft.leader_id)
         now_ms = context.clock.wall_ms()
+        free_bytes = context.gate.free_bytes
         values: dict[str, object] = {
             "brokerVersionDesc": "dledger",
             "brokerVersion": PROTOCOL_VERSION,
@@ -49,26 +40,23 @@ class InfoProcessor:
             "bootTimestamp": context.boot_ms,
             "wallClockMs": now_ms,
             "runtime": f"[ {(now_ms - context.boot_ms) // 1000} seconds ]",
-            "putTps": _NO_RATE,
-            "getTransferredTps": _NO_RATE,
-            "getTotalTps": _NO_RATE,
-            "getFoundTps": _NO_RATE,
-            "getMissTps": _NO_RATE,
+            **self._rates(),
             "sendThreadPoolQueueSize": 0,
             "pullThreadPoolQueueSize": 0,
             "sendThreadPoolQueueHeadWaitTimeMills": 0,
             "pullThreadPoolQueueHeadWaitTimeMills": 0,
             "pageCacheLockTimeMills": 0,
-            "commitLogDiskRatio": "0.0",
+            "commitLogDiskRatio": round(log.size_bytes / max(1, log.size_bytes + free_bytes), 4),
+            "diskFreeBytes": free_bytes,
             "dispatchBehindBytes": 0,
             "commitLogMinOffset": log.offset_min,
             "commitLogMaxOffset": log.offset_end,
-            "msgPutTotalTodayNow": counters.messages_in,
-            "msgGetTotalTodayNow": counters.messages_out,
             "startAcceptSendRequestTimeStamp": context.boot_ms,
             "replicaId": context.config.replica_id,
             "raftRole": raft.role.value,
             "raftTerm": raft.term,
+            "raftMembers": ";".join(f"{r.id}={r.address}" for r in context.config.replicas),
+            "programVersion": context.program_version,
             "raftLeader": raft.leader_id or "",
             "raftLeaderAddress": leader or "",
             "raftServing": raft.is_serving,
@@ -85,25 +73,45 @@ class InfoProcessor:
             "groupCount": len(store.groups),
             "parkedPulls": long_polls.parked_count,
             "consumerGroupsOnline": clients.consumer_group_count,
-            "pulls": counters.pulls,
-            "pullsFound": counters.pulls_found,
             "forwarded": counters.forwarded,
             "deduplicated": counters.deduplicated,
+            "quotaRefused": context.quotas.refused,
+            "subscriptionDifferences": len(context.clients.differences()),
         }
         return {name: _text(value) for name, value in values.items()}
+
+    def _rates(self) -> dict[str, object]:
+        statistics, now_s = self._context.statistics, self._context.clock.monotonic()
+
+        def rates(*meters: Meter) -> str:
+            per_second = [
+                sum(meter.last(now_s, window_s).per_second for meter in meters)
+                for window_s in _WINDOWS_S
+            ]
+            return " ".join(f"{rate:.2f}" for rate in per_second)
+
+        put, got = statistics.put.messages, statistics.got.messages
+        transferred = rates(got)
+        return {
+            "putTps": rates(put),
+            "getTransferredTps": transferred,
+            # As releases before 5.0 spell it.
+            "getTransferedTps": transferred,
+            "getFoundTps": transferred,
+            "getMissTps": rates(statistics.missed.messages),
+            "getTotalTps": rates(got, statistics.missed.messages),
+            "msgPutTotalYesterdayMorning": statistics.put_days.yesterday_morning,
+            "msgPutTotalTodayMorning": statistics.put_days.today_morning,
+            "msgPutTotalTodayNow": int(put.amount),
+            "msgGetTotalYesterdayMorning": statistics.got_days.yesterday_morning,
+            "msgGetTotalTodayMorning": statistics.got_days.today_morning,
+            "msgGetTotalTodayNow": int(got.amount),
+            "pulls": got.times + statistics.missed.messages.times,
+            "pullsFound": got.times,
+            "putMessageAverageSize": round(statistics.put.bytes.amount / max(1, put.amount), 1),
+            "putLatencyMillis": round(statistics.put.seconds.minute(now_s).per_time * 1000, 3),
+        }
 
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _flatten(at: str, value: Any) -> Iterator[tuple[str, str]]:
-    for field in dataclasses.fields(value):
-        name = f"{at}{field.name}"
-        item = getattr(value, field.name)
-        if dataclasses.is_dataclass(item):
-            yield from _flatten(f"{name}.", item)
-        elif isinstance(item, list):
-            yield name, ";".join(str(getattr(part, "address", part)) for part in item)
-        else:
-            yield name, _text(item)

@@ -29,7 +29,7 @@ from broker.pop_choice import Choice, QueueView, Test, Wish
 from broker.pop_dead_letters import PopDeadLetters
 from broker.pop_requests import ANY_QUEUE, Look, PopRequest, is_worth
 from broker.pop_state import Part, PopMessages, Popped
-from broker.reading import check_group, readable_topic
+from broker.reading import check_group, count_fetched, readable_topic
 from broker.sql_filter import SqlFilter, compile_sql
 from dledger.codes import EXT_FORWARDED, ResponseCode
 from dledger.errors import (
@@ -123,7 +123,6 @@ class PopProcessor:
         request.count_max = min(header.message_count_max, COUNT_MAX)
         request.invisible_ms = header.invisible_ms
         request.from_newest = header.init_mode == _FROM_NEWEST
-        self._context.counters.pulls += 1
         self._run(request)
 
     def notify(self, connection: Connection, command: Command) -> None:
@@ -366,12 +365,15 @@ class PopProcessor:
         ext["invisibleTime"] = str(request.invisible_ms)
         ext["restNum"] = str(look.rest)
         if not found:
+            self._context.statistics.found_nothing()
             code = ResponseCode.POLLING_TIMEOUT
             request.connection.reply(request.command, int(code), ext, "NO_MESSAGE_IN_QUEUE")
             return
         body = body_of(found, self._context.log.read)
-        self._context.counters.pulls_found += 1
-        self._context.counters.messages_out += sum(len(choice.messages) for _, choice in found)
+        count = sum(len(choice.messages) for _, choice in found)
+        size_bytes = sum(len(part) for part in body)
+        group, topic = request.wish.group, request.topic.name
+        count_fetched(self._context, group, topic, count, size_bytes)
         request.connection.reply(request.command, 0, ext, "FOUND", body)
 
     def _answer_question(

@@ -154,8 +154,10 @@ class SendProcessor:
         )
         if parking is not None:
             intake = parked(intake, parking)
-        counters = self._context.counters
+        context = self._context
         count = len(intake.messages)
+        began_s = context.clock.monotonic()
+        context.quotas.send(topic, count, len(command.body), began_s)
         store_host = self._store_host
 
         def appended(
@@ -165,9 +167,10 @@ class SendProcessor:
                 self._fail(connection, command, error)
                 return
             if repeats:
-                counters.deduplicated += count
+                context.counters.deduplicated += count
             else:
-                counters.messages_in += count
+                took_s = context.clock.monotonic() - began_s
+                context.statistics.stored(topic.name, count, len(command.body), took_s)
             ext = {
                 "msgId": ",".join([offset_message_id(store_host, at) for at in physical_offsets]),
                 "queueId": str(queue_id),
@@ -186,9 +189,7 @@ class SendProcessor:
             connection.reply(command, 0, ext)
 
         # Set before the callback: that always comes later.
-        repeats = self._context.appender.append(
-            place, place_queue, intake.messages, appended, identity
-        )
+        repeats = context.appender.append(place, place_queue, intake.messages, appended, identity)
 
     def _divert_dead(self, header: _Header) -> None:
         """Sends a message that was tried too often to the dead letters of its group."""

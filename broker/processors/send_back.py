@@ -99,6 +99,7 @@ class SendBackProcessor:
             now_ms=self._context.clock.wall_ms(),
         )
         topic = self._context.store.topic(back.topic)
+        source = (group.name, message.topic)
 
         def created(made: TopicConfig | None, error: DLedgerError | None) -> None:
             if made is None:
@@ -107,7 +108,7 @@ class SendBackProcessor:
                 return
             try:
                 encoded = self._encode(stored, back, header, made)
-                self._append(connection, command, encoded)
+                self._append(connection, command, encoded, source)
             except InvariantError:
                 raise
             except DLedgerError as refused:
@@ -116,7 +117,8 @@ class SendBackProcessor:
         if topic is None:
             self._catalog.ensure_topic(_config_of(back, group), created)
         else:
-            self._append(connection, command, self._encode(stored, back, header, topic))
+            encoded = self._encode(stored, back, header, topic)
+            self._append(connection, command, encoded, source)
 
     def _encode(
         self,
@@ -175,6 +177,7 @@ class SendBackProcessor:
         connection: Connection,
         command: Command,
         target: tuple[TopicConfig, int, EncodedMessage],
+        source: tuple[str, str],
     ) -> None:
         topic, queue_id, encoded = target
 
@@ -182,6 +185,7 @@ class SendBackProcessor:
             if error is not None:
                 self._fail(connection, command, error)
             else:
+                self._context.statistics.returned(*source)
                 connection.reply(command)
 
         self._context.appender.append(topic, queue_id, [encoded], appended)

@@ -8,6 +8,7 @@ import re
 from broker import commands, names
 from broker.context import BrokerContext
 from broker.messages import MessageReader
+from broker.quotas import parse_quotas
 from dledger.errors import FlowControlError, InvalidParameterError, TopicNotFoundError
 from dledger.message import validate_topic
 from dledger.model import MessageQueue, TopicConfig
@@ -56,6 +57,7 @@ class TopicProcessor:
         header = command.header(CreateTopicHeader)
         existing = self._context.store.topic(header.topic)
         config = self._checked(header, existing)
+        parse_quotas(config.attributes)
         self._context.gate.check()
         limit = self._context.config.limits.topics_max
         if existing is None and len(self._context.store.topics) >= limit:
@@ -108,7 +110,11 @@ class TopicProcessor:
             offsets[queue] = TopicOffset(
                 offset_min=low, offset_max=high, last_update_timestamp_ms=newest or 0
             )
-        connection.reply(command, body=encode_topic_stats(TopicStats(offsets=offsets)))
+        flow = self._context.statistics.topic(topic.name)
+        now_s = self._context.clock.monotonic()
+        put_tps = flow.messages.minute(now_s).per_second if flow is not None else 0.0
+        body = encode_topic_stats(TopicStats(offsets=offsets, put_tps=put_tps))
+        connection.reply(command, body=body)
 
     def consumers(self, connection: Connection, command: Command) -> None:
         """300: the groups that subscribe to a topic or have offsets in it."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dledger.allocation import difference, strategy
+from dledger.client.answers import Ended, MemberAnswers, MemberView
 from dledger.client.config import PushConsumerConfig
 from dledger.client.filters import Subscription, subscribe
 from dledger.client.heartbeats import Member
@@ -22,7 +24,6 @@ from dledger.client.offsets import Offsets
 from dledger.client.ordering import LockKeeper, OrderedLine, QueueLocks
 from dledger.client.process_queue import ProcessQueue
 from dledger.client.puller import Puller
-from dledger.client.rebalance import difference, strategy
 from dledger.client.redelivery import BrokerRedelivery, LocalRedelivery
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
@@ -49,10 +50,14 @@ _HAND_PAUSE_S = 0.01
 
 @dataclass(eq=False, slots=True)
 class Delivery:
-    """One message handed out, with the window that must hear of its end."""
+    """One message handed out, with the window that must hear of its end.
+
+    One that was handed over out of turn has `ended`, and only that is told.
+    """
 
     window: ProcessQueue
     message: ReceivedMessage
+    ended: Ended | None = None
 
 
 class GroupReader:
@@ -159,6 +164,7 @@ class GroupReader:
         self._member = self._session.join(data, list(self._subscriptions), self._unbalanced.set)
         self._session.on_route_change(self._route_changed)
         self._session.request_handlers[RequestCode.RESET_CONSUMER_CLIENT_OFFSET] = self._moved
+        self._answer_admins(data)
         await self._session.heartbeat_now()
         self._spawn(self._rebalance_forever(), "rebalance")
         self._spawn(self._commit_forever(), "commit")
@@ -170,6 +176,25 @@ class GroupReader:
                 renew_s=self._config.lock_renew_s,
             )
             self._spawn(keeper.run(), "locks")
+
+    def _answer_admins(self, data: ConsumerData) -> None:
+        def hand_over(window: ProcessQueue, message: ReceivedMessage, ended: Ended) -> None:
+            self._ready.appendleft(Delivery(window, message, ended))
+            self._something_ready.set()
+
+        view = MemberView(
+            group=self.group,
+            ordered=self._line is not None,
+            started_ms=self._session.wall_ms(),
+            subscriptions=data.subscriptions,
+            windows=self._current_windows,
+            hand_over=hand_over if self._line is None else None,
+        )
+        MemberAnswers(self._session, view).register()
+
+    def _current_windows(self) -> Mapping[MessageQueue, ProcessQueue]:
+        self._apply_finished()
+        return self._windows
 
     def request_stop(self) -> None:
         """Hands out no more messages from now on. Any thread; wakes nobody, as `stop` does."""
@@ -261,7 +286,9 @@ class GroupReader:
     def finish(self, delivery: Delivery) -> None:
         """Notes that a message is processed, or rejected by `nack`. Any thread."""
         rejection = delivery.message.rejection
-        if rejection is None:
+        if rejection is None and delivery.ended is not None:
+            self._call_soon(delivery.ended, None)
+        elif rejection is None:
             self._finish(delivery)
         else:
             self._call_soon(self._reject, delivery, rejection)
@@ -283,6 +310,9 @@ class GroupReader:
 
     def _reject(self, delivery: Delivery, rejection: Rejection) -> None:
         delivery.message.rejection = None
+        if delivery.ended is not None:
+            delivery.ended(rejection.reason or "rejected")
+            return
         redelivery = self._broker_redelivery
         # An ordered queue waits for its message; only a dead letter lets the others pass.
         if redelivery is not None and (self._line is None or rejection.dead_letter):
@@ -357,8 +387,10 @@ class GroupReader:
 
     def _apply_finished(self) -> None:
         finished = self._finished
+        now_ms = self._session.wall_ms()
         while finished:
             delivery = finished.popleft()
+            delivery.window.finished_ms = now_ms
             delivery.window.finish(delivery.message.queue_offset)
 
     async def _commit(self, windows: list[ProcessQueue], timeout_s: float | None = None) -> None:

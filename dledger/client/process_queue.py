@@ -37,6 +37,7 @@ class ProcessQueue:
         self.queue = queue
         self.next_offset = start  # where the next pull begins
         self.committed_offset = -1  # what the broker is known to hold
+        self.finished_ms = 0  # wall time at which messages were last known to be finished
         self.dropped = False  # no longer ours: nothing of it may be delivered or committed
         self._messages_max = messages_max
         self._bytes_max = bytes_max

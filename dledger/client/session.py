@@ -533,6 +533,15 @@ class ClientSession:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("client task failed name=%s", task.get_name(), exc_info=error)
 
+    @property
+    def nameservers(self) -> list[str]:
+        """The nameservers' addresses."""
+        return list(self._nameservers)
+
+    def wall_ms(self) -> int:
+        """Returns milliseconds since the epoch."""
+        return self._clock.wall_ms()
+
     def now_ms(self) -> int:
         """Returns the monotonic time that the leader books reckon in."""
         return int(self._clock.monotonic() * 1000)

@@ -1,16 +1,20 @@
 """What our client must be able to do against any RocketMQ broker: one function a capability.
 
-The same functions run against our own brokers (tests/integration/test_client_checks.py, quickly, with
-every change) and against Apache RocketMQ (`python -m interop.apache.run`). A check ends in silence, or
+The same functions run against our own brokers (tests/integration/test_client_checks.py, with every
+change) and against Apache RocketMQ (`python -m interop.apache.run`). A check ends in silence, or
 raises `Different` to say what a broker does instead, or fails.
 """
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from dledger import (
     AsyncAdmin,
@@ -24,6 +28,8 @@ from dledger import (
     MessageModel,
     ProducerConfig,
     PushConsumerConfig,
+    ReceivedMessage,
+    SendResult,
     SessionConfig,
     Sql,
     TransactionState,
@@ -32,6 +38,8 @@ from dledger import (
 from dledger.client.dead_letters import ReplayTarget
 
 PATIENCE_S = 30.0
+
+AsyncHandler = Callable[[ReceivedMessage], Awaitable[None]]
 
 
 class Different(Exception):
@@ -51,21 +59,23 @@ class Place:
     )
 
     @property
-    def topic(self):
+    def topic(self) -> str:
         return f"check-{self.name}"
 
     @property
-    def group(self):
+    def group(self) -> str:
         return f"check-{self.name}-group"
 
-    def producer(self, **settings):
+    def producer(self, **settings: Any) -> AsyncProducer:
         config = ProducerConfig(session=self.session, **settings)
         return AsyncProducer(f"{self.name}-producers", nameserver=self.nameserver, config=config)
 
-    def puller(self, group=None):
+    def puller(self, group: str = "") -> AsyncPullConsumer:
         return AsyncPullConsumer(group or self.group, nameserver=self.nameserver)
 
-    def consumer(self, expression="*", group=None, **arguments):
+    def consumer(
+        self, expression: str | Sql = "*", group: str = "", **arguments: Any
+    ) -> AsyncPushConsumer:
         settings = {
             name: arguments.pop(name)
             for name in list(arguments)
@@ -81,26 +91,33 @@ class Place:
             **arguments,
         )
 
-    def admin(self):
+    def admin(self) -> AsyncAdmin:
         return AsyncAdmin(nameserver=self.nameserver)
 
-    async def create(self, queues=4):
+    async def create(self, queues: int = 4) -> None:
         async with self.admin() as admin:
             await admin.create_topic(self.topic, queue_count=queues)
 
-    async def read_all(self, expression="*"):
-        """Everything in the topic, by queue and offset."""
-        found = []
-        async with self.puller(f"{self.group}-reader") as consumer:
-            for queue in await consumer.queues(self.topic):
-                end = await consumer.offset_max(queue)
-                await consumer.seek_to_begin(queue)
-                while await consumer.position(queue) < end:
-                    found += await consumer.pull(queue, timeout_s=1, expression=expression)
-        return found
+    async def read_all(self, count: int, expression: str | Sql = "*") -> list[ReceivedMessage]:
+        """The topic's messages, by queue and offset, as soon as so many can be read.
+
+        Apache's brokers acknowledge a message a moment before it can be read.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            found: list[ReceivedMessage] = []
+            async with self.puller(f"{self.group}-reader") as consumer:
+                for queue in await consumer.queues(self.topic):
+                    end = await consumer.offset_max(queue)
+                    await consumer.seek_to_begin(queue)
+                    while await consumer.position(queue) < end:
+                        found += await consumer.pull(queue, timeout_s=1, expression=expression)
+            if len(found) >= count or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.05)
 
 
-async def until(condition, what, timeout_s=PATIENCE_S):
+async def until(condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -108,8 +125,14 @@ async def until(condition, what, timeout_s=PATIENCE_S):
         await asyncio.sleep(0.02)
 
 
+async def until_seen(seen: list[ReceivedMessage], count: int) -> None:
+    await until(lambda: len(seen) >= count, f"{count} messages")
+
+
 @contextlib.asynccontextmanager
-async def consuming(consumer, handle, concurrency=1):
+async def consuming(
+    consumer: AsyncPushConsumer, handle: AsyncHandler, concurrency: int = 1
+) -> AsyncIterator[None]:
     """Runs a consumer beside the block."""
     async with consumer:
         assert await consumer.wait_assigned(PATIENCE_S), "no queues"
@@ -121,23 +144,23 @@ async def consuming(consumer, handle, concurrency=1):
             await task
 
 
-def collector():
-    seen = []
+def collector() -> tuple[list[ReceivedMessage], AsyncHandler]:
+    seen: list[ReceivedMessage] = []
 
-    async def handle(message):
+    async def handle(message: ReceivedMessage) -> None:
         seen.append(message)
 
     return seen, handle
 
 
-def bodies(messages):
+def bodies(messages: list[ReceivedMessage]) -> list[str]:
     return sorted(message.body.decode() for message in messages)
 
 
 # --- sending --------------------------------------------------------------------------------------
 
 
-async def send_and_pull(place):
+async def send_and_pull(place: Place) -> None:
     """Send one message with tag, keys, properties; pull it"""
     await place.create()
     message = Message(
@@ -149,7 +172,7 @@ async def send_and_pull(place):
     )
     async with place.producer() as producer:
         result = await producer.send(message)
-    [found] = await place.read_all()
+    [found] = await place.read_all(1)
     assert (found.body, found.tags, list(found.keys)) == (message.body, "blue", ["k1", "k2"])
     assert found.properties["a"] == "1"
     assert found.properties["ä"] == "ß"
@@ -157,21 +180,21 @@ async def send_and_pull(place):
     assert found.offset_message_id == result.offset_message_id
 
 
-async def send_many(place):
+async def send_many(place: Place) -> None:
     """Automatic batches, order of each queue kept"""
     await place.create()
     async with place.producer() as producer:
         await asyncio.gather(
             *(producer.send(Message(place.topic, b"%06d" % n), queue=n % 4) for n in range(2000))
         )
-    found = await place.read_all()
+    found = await place.read_all(2000)
     assert len(found) == 2000
     for queue_id in range(4):
         numbers = [int(m.body) for m in found if m.queue_id == queue_id]
         assert numbers == sorted(numbers)
 
 
-async def send_batch(place):
+async def send_batch(place: Place) -> None:
     """Explicit batch, stored together"""
     await place.create()
     async with place.producer() as producer:
@@ -181,11 +204,11 @@ async def send_batch(place):
         range(first.queue_offset, first.queue_offset + 5)
     )
     assert [r.queue for r in results] == [first.queue] * 5
-    by_id = {m.message_id: m for m in await place.read_all()}
+    by_id = {m.message_id: m for m in await place.read_all(5)}
     assert [by_id[r.message_id].body for r in results] == [b"%d" % n for n in range(5)]
 
 
-async def send_oneway(place):
+async def send_oneway(place: Place) -> None:
     """One-way send"""
     await place.create()
     async with place.producer() as producer:
@@ -195,24 +218,24 @@ async def send_oneway(place):
             await until(lambda: seen, "the message")
 
 
-async def send_large(place):
+async def send_large(place: Place) -> None:
     """Large body, compressed on the way"""
     await place.create()
     body = b"0123456789abcdef" * 16_384
     async with place.producer() as producer:
         await producer.send(Message(place.topic, body))
-    [found] = await place.read_all()
+    [found] = await place.read_all(1)
     assert found.body == body
 
 
-async def send_to_new_topic(place):
+async def send_to_new_topic(place: Place) -> None:
     """A send creates its topic"""
     async with place.producer() as producer:
         await producer.send(Message(place.topic, b"x"))
-    assert bodies(await place.read_all()) == ["x"]
+    assert bodies(await place.read_all(1)) == ["x"]
 
 
-async def unknown_topic_of_consumer(place):
+async def unknown_topic_of_consumer(place: Place) -> None:
     """Consumer of a topic that does not exist yet"""
     seen, handle = collector()
     consumer = place.consumer()
@@ -225,7 +248,7 @@ async def unknown_topic_of_consumer(place):
         await task
 
 
-async def shard_keys(place):
+async def shard_keys(place: Place) -> None:
     """Shard keys"""
     await place.create()
     async with place.producer() as producer:
@@ -236,10 +259,10 @@ async def shard_keys(place):
         ]
         results = await asyncio.gather(*sends)
     assert len({r.queue for r in results[::3]}) == 1
-    assert len(await place.read_all()) == 30
+    assert len(await place.read_all(30)) == 30
 
 
-async def idempotence(place):
+async def idempotence(place: Place) -> None:
     """Repeated sends stored once"""
     await place.create()
     async with place.producer() as producer:
@@ -250,14 +273,16 @@ async def idempotence(place):
         raise Different("no: results say `may_be_twice` after an attempt of unknown outcome")
 
 
-async def crash_in_the_middle(place):
+async def crash_in_the_middle(place: Place) -> None:
     """kill -9 of the broker (of the leader) while sending and consuming"""
     await place.create()
-    sent, twice = {}, set()
+    sent: dict[bytes, SendResult] = {}
+    twice: set[bytes] = set()
+    assert place.crash is not None
     seen, handle = collector()
     running = True
 
-    async def load(producer, worker):
+    async def load(producer: AsyncProducer, worker: int) -> None:
         number = 0
         while running:
             body = b"%d-%d" % (worker, number)
@@ -280,7 +305,7 @@ async def crash_in_the_middle(place):
         running = False
         await asyncio.gather(*loads)
         await until(lambda: {m.body for m in seen} >= set(sent), "all acknowledged messages")
-    stored = bodies(await place.read_all())
+    stored = bodies(await place.read_all(len(sent)))
     assert set(stored) == {body.decode() for body in sent}
     doubled = {body for body in stored if stored.count(body) > 1}
     assert doubled <= {body.decode() for body in twice}, "a duplicate that no result told of"
@@ -294,7 +319,7 @@ async def crash_in_the_middle(place):
 # --- delays and transactions ----------------------------------------------------------------------
 
 
-async def delay_level(place):
+async def delay_level(place: Place) -> None:
     """Delay level (property DELAY)"""
     await place.create()
     async with place.producer() as producer:
@@ -307,7 +332,7 @@ async def delay_level(place):
     assert seen[0].topic == place.topic
 
 
-async def delay_any(place):
+async def delay_any(place: Place) -> None:
     """Any delay (`delay=`, `deliver_at=`)"""
     await place.create()
     async with place.producer() as producer:
@@ -321,7 +346,7 @@ async def delay_any(place):
         raise Different("no: delivered at once, silently; use levels")
 
 
-async def recall(place):
+async def recall(place: Place) -> None:
     """Recall of a delayed message"""
     await place.create()
     async with place.producer() as producer:
@@ -330,19 +355,22 @@ async def recall(place):
             raise Different("no: results have no recall handle")
         await producer.recall(result.recall_handle)
         await asyncio.sleep(4)
-    assert await place.read_all() == []
+    assert await place.read_all(0) == []
 
 
-async def transactions(place):
+async def transactions(place: Place) -> None:
     """Transactions: commit, rollback, check-back"""
     await place.create()
-    asked = []
+    asked: list[bytes] = []
 
-    async def check(message):
+    async def check(message: ReceivedMessage) -> TransactionState:
         asked.append(message.body)
         return (
             TransactionState.COMMIT if message.body == b"forgotten" else TransactionState.ROLLBACK
         )
+
+    def decide(state: TransactionState, message: Message, half: SendResult) -> TransactionState:
+        return state
 
     group = f"{place.name}-transactions"
     states = {
@@ -361,7 +389,7 @@ async def transactions(place):
     ):
         for body, state in states.items():
             # The default immunity is for production; a check need not wait for it.
-            await producer.send(Message(place.topic, body), lambda m, h, s=state: s, immunity_s=1)
+            await producer.send(Message(place.topic, body), partial(decide, state), immunity_s=1)
         await until(lambda: len(set(asked)) == 2, "both are asked for", 90)
         await until(lambda: len(seen) >= 2, "two become visible", 60)
     assert bodies(seen) == ["forgotten", "yes"]
@@ -370,7 +398,7 @@ async def transactions(place):
 # --- consuming ------------------------------------------------------------------------------------
 
 
-async def push_group(place):
+async def push_group(place: Place) -> None:
     """Push consumers sharing a topic"""
     await place.create()
     ones, one = collector()
@@ -391,7 +419,7 @@ async def push_group(place):
     assert committed == [25] * 4
 
 
-async def rebalance_at_once(place):
+async def rebalance_at_once(place: Place) -> None:
     """Members that leave are noticed at once"""
     await place.create()
     _, handle = collector()
@@ -404,13 +432,13 @@ async def rebalance_at_once(place):
         assert time.monotonic() - began < 10
 
 
-async def ordered(place):
+async def ordered(place: Place) -> None:
     """Ordered consumption with locks; a failure holds up its queue"""
     await place.create(queues=2)
-    seen = []
-    failed = set()
+    seen: list[tuple[int, int]] = []
+    failed: set[bytes] = set()
 
-    async def handle(message):
+    async def handle(message: ReceivedMessage) -> None:
         if message.body.endswith(b"3") and message.body not in failed:
             failed.add(message.body)
             raise ValueError("once")
@@ -428,12 +456,12 @@ async def ordered(place):
     assert failed
 
 
-async def retry(place):
+async def retry(place: Place) -> None:
     """Failed message comes again (`nack(delay=1)`)"""
     await place.create()
-    seen = []
+    seen: list[tuple[str, bytes, int]] = []
 
-    async def handle(message):
+    async def handle(message: ReceivedMessage) -> None:
         seen.append((message.topic, message.body, message.reconsume_times))
         if message.reconsume_times < 2:
             message.nack(delay=1, reason="again")
@@ -445,13 +473,13 @@ async def retry(place):
     assert seen == [(place.topic, b"x", n) for n in range(3)]
 
 
-async def dead_letters(place):
+async def dead_letters(place: Place) -> None:
     """Dead letters: put, read, replay"""
     await place.create()
     repaired = False
-    seen = []
+    seen: list[ReceivedMessage] = []
 
-    async def handle(message):
+    async def handle(message: ReceivedMessage) -> None:
         if repaired:
             seen.append(message)
         else:
@@ -476,12 +504,12 @@ async def dead_letters(place):
         raise Different("yes; the reason is not kept")
 
 
-async def dead_after_retries(place):
+async def dead_after_retries(place: Place) -> None:
     """Dead letter after the group's maximum of retries"""
     await place.create()
-    seen = []
+    seen: list[int] = []
 
-    async def handle(message):
+    async def handle(message: ReceivedMessage) -> None:
         seen.append(message.reconsume_times)
         message.nack(delay=1)
 
@@ -496,7 +524,7 @@ async def dead_after_retries(place):
     assert seen == [0, 1]
 
 
-async def tag_filter(place):
+async def tag_filter(place: Place) -> None:
     """Filter by tags"""
     await place.create()
     async with place.producer() as producer:
@@ -509,7 +537,7 @@ async def tag_filter(place):
     assert bodies(seen) == ["AaAa", "a", "c"]
 
 
-async def sql_filter(place):
+async def sql_filter(place: Place) -> None:
     """Filter by SQL, push and pull"""
     await place.create()
     async with place.producer() as producer:
@@ -523,7 +551,7 @@ async def sql_filter(place):
         await until(lambda: len(seen) >= 2, "two messages")
         await asyncio.sleep(0.5)
     assert bodies(seen) == ["1", "3"]
-    assert bodies(await place.read_all(condition)) == ["1", "3"]
+    assert bodies(await place.read_all(2, condition)) == ["1", "3"]
     try:
         async with place.consumer(Sql("n >"), group=f"{place.group}-wrong"):
             raise AssertionError("a condition that makes no sense was taken")
@@ -531,7 +559,7 @@ async def sql_filter(place):
         pass
 
 
-async def broadcast(place):
+async def broadcast(place: Place) -> None:
     """Broadcasting"""
     await place.create()
     async with place.producer() as producer:
@@ -545,17 +573,17 @@ async def broadcast(place):
                 message_model=MessageModel.BROADCASTING, offset_directory=directory
             )
             async with consuming(consumer, handle):
-                await until(lambda seen=seen: len(seen) >= 10, "all messages")
+                await until_seen(seen, 10)
             heard.append(bodies(seen))
     assert heard[0] == heard[1]
 
 
-async def request_reply(place):
+async def request_reply(place: Place) -> None:
     """Request and reply"""
     await place.create()
     async with place.producer() as producer:
 
-        async def answer(message):
+        async def answer(message: ReceivedMessage) -> None:
             await producer.reply(message, message.body.upper(), properties={"n": "1"})
 
         async with consuming(place.consumer(), answer):
@@ -566,7 +594,7 @@ async def request_reply(place):
 # --- offsets, queries, administration -------------------------------------------------------------
 
 
-async def seek(place):
+async def seek(place: Place) -> None:
     """Seek by offset and time; committed offsets"""
     await place.create(queues=1)
     async with place.producer() as producer:
@@ -579,6 +607,9 @@ async def seek(place):
             await producer.send(Message(place.topic, b"%d" % n))
     async with place.puller() as consumer:
         [queue] = await consumer.queues(place.topic)
+        deadline = time.monotonic() + PATIENCE_S
+        while await consumer.offset_max(queue) < 6:
+            assert time.monotonic() < deadline, "messages that were acknowledged"
         before = await consumer.committed(queue)
         consumer.seek(queue, 4)
         assert bodies(await consumer.pull(queue)) == ["4", "5"]
@@ -602,7 +633,7 @@ async def seek(place):
     assert before is None
 
 
-async def queries(place):
+async def queries(place: Place) -> None:
     """Queries by key, unique key, id"""
     await place.create()
     async with place.producer() as producer, place.admin() as admin:
@@ -622,7 +653,7 @@ async def queries(place):
             raise AssertionError("found what does not exist")
 
 
-async def reset_offline(place):
+async def reset_offline(place: Place) -> None:
     """Reset and clone of offsets, no members"""
     await place.create()
     async with place.producer() as producer, place.admin() as admin:
@@ -643,7 +674,7 @@ async def reset_offline(place):
         assert sum(p.lag for p in progress) == 0
 
 
-async def move_one_queue(place):
+async def move_one_queue(place: Place) -> None:
     """Moving a group in one queue"""
     await place.create()
     async with place.producer() as producer, place.admin() as admin:
@@ -669,7 +700,7 @@ async def move_one_queue(place):
         assert sum(p.lag for p in progress) <= 1
 
 
-async def reset_online(place):
+async def reset_online(place: Place) -> None:
     """Reset of offsets while members run"""
     await place.create()
     async with place.producer() as producer, place.admin() as admin:
@@ -684,7 +715,7 @@ async def reset_online(place):
     assert len({m.body for m in seen}) == 8
 
 
-async def administration(place):
+async def administration(place: Place) -> None:
     """Topics, groups, members, progress"""
     await place.create(queues=3)
     async with place.admin() as admin, place.producer() as producer:
@@ -708,7 +739,7 @@ async def administration(place):
         assert place.topic not in await admin.topics()
 
 
-async def order_topic(place):
+async def order_topic(place: Place) -> None:
     """Order topics (ORDER_TOPIC_CONFIG)"""
     await place.create(queues=4)
     async with place.admin() as admin:

@@ -2,7 +2,7 @@
 
     python -m interop.apache.run [--version 4.9.4]... [CHECK]...
 
-Without names of checks the table in docs/apache-rocketmq.md is written anew. Needs Java 17 and Maven.
+Without names of checks the table in docs/apache-rocketmq.md is written anew. Needs Java 17, Maven.
 Exit codes: 0: all checks passed or differ as a check says; 1: one failed.
 """
 
@@ -11,7 +11,9 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from dledger.testing import LocalCluster
 from interop.apache.checks import CHECKS, Different, Place
@@ -23,10 +25,12 @@ RESULTS = Path(__file__).parent / "results.json"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 LIMIT_S = 180.0
 VERSIONS = ["4.9.4", "5.1.4"]
+Check = Callable[[Place], Coroutine[Any, Any, None]]
+Results = dict[str, dict[str, str]]  # check -> title and outcome by whom it was run against
 TRANSACTIONS = {"immunity_s": 1.0, "check_interval_s": 3.0}
 
 
-def run_one(check, nameserver, whose, crash):
+def run_one(check: Check, nameserver: str, whose: str, crash: Callable[[], None]) -> str:
     """Returns what a check came to: `yes`, what is different, or `failed: ...`."""
     name = f"{check.__name__.replace('_', '-')}-{int(time.time()) % 100_000}"
     place = Place(nameserver=nameserver, name=name, is_ours=whose == "ours", crash=crash)
@@ -42,11 +46,11 @@ def run_one(check, nameserver, whose, crash):
     return outcome
 
 
-def run_all(checks, versions):
-    results = {check.__name__: {"title": check.__doc__} for check in checks}
+def run_all(checks: list[Check], versions: list[str]) -> Results:
+    results: Results = {check.__name__: {"title": check.__doc__ or ""} for check in checks}
     with LocalCluster(settings={"transactions": TRANSACTIONS}) as cluster:
 
-        def crash():
+        def crash() -> None:
             cluster.kill_leader()
             cluster.restart()
 
@@ -61,7 +65,7 @@ def run_all(checks, versions):
     return results
 
 
-def write_page(results, versions):
+def write_page(results: Results, versions: list[str]) -> None:
     names = " and ".join(versions)
     columns = " | ".join(f"Apache {version}" for version in versions)
     rows = [
@@ -83,12 +87,12 @@ def write_page(results, versions):
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--version", action="append", help=f"by default {', '.join(VERSIONS)}")
     parser.add_argument("checks", nargs="*")
     options = parser.parse_args()
-    chosen = [c for c in CHECKS if not options.checks or c.__name__ in options.checks]
+    chosen: list[Check] = [c for c in CHECKS if not options.checks or c.__name__ in options.checks]
     versions = options.version or VERSIONS
     results = run_all(chosen, versions)
     if not options.checks:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 HERE = Path(__file__).parent
 JARS = HERE / ".jars"
@@ -41,7 +42,7 @@ orderMessageEnable=true
 """
 
 
-def fetch(version):
+def fetch(version: str) -> Path:
     """Returns the folder with the servers' jars; Maven gets them the first time."""
     folder = JARS / version
     if not folder.is_dir():
@@ -57,28 +58,27 @@ def fetch(version):
     return folder
 
 
-def free_port(above=0):
-    """A broker also listens on the port two below its own, and the one above."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 class Servers:
     """Starts on entering; ends the processes and deletes their data on leaving."""
 
-    def __init__(self, version):
+    def __init__(self, version: str) -> None:
         self.version = version
         self.jars = fetch(version)
         self.directory = Path(tempfile.mkdtemp(prefix="apache-rocketmq-"))
         self.ports = {"nameserver": free_port(), "broker": free_port()}
-        self.processes = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
-    def nameserver(self):
+    def nameserver(self) -> str:
         return f"127.0.0.1:{self.ports['nameserver']}"
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         (self.directory / "conf").mkdir()
         for name, text in (("broker", BROKER), ("namesrv", NAMESERVER)):
             logging = LOGGING.format(directory=self.directory, name=name)
@@ -94,10 +94,10 @@ class Servers:
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
@@ -108,7 +108,7 @@ class Servers:
                 process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def start(self, name, main, heap):
+    def start(self, name: str, main: str, heap: str) -> None:
         output = self.directory / f"{name}.out"
         arguments = ["java", f"-Xmx{heap}", "-XX:MaxDirectMemorySize=512m"]
         arguments += [f"-Duser.home={self.directory}"]
@@ -129,7 +129,7 @@ class Servers:
                 raise RuntimeError(f"{name} does not start:\n{output.read_text()[-2000:]}")
             time.sleep(0.05)
 
-    def crash(self):
+    def crash(self) -> None:
         """kill -9 of the broker; starts it again."""
         process = self.processes["broker"]
         process.kill()

@@ -23,6 +23,7 @@ from jepsen_tests.sim.raft_layer import (
     RaftServer,
 )
 from jepsen_tests.sim.scenario import Settings
+from jepsen_tests.sim.stock_layer import StockServer, repeatable
 from jepsen_tests.sim.world import definite
 from store import record
 from store.commit_log import CommitLog
@@ -298,7 +299,13 @@ def _no_checksums(settings: Settings) -> None:
     settings.surroundings = without_checksums
 
 
+def _stock(settings: Settings) -> None:
+    settings.server_class = StockServer
+    settings.surroundings = repeatable
+
+
 CONTROLS: dict[str, Control] = {
+    "stock-pysyncobj": Control("K4: pysyncobj 0.3.17 as it comes, in place of ours", _stock),
     "rule-a": Control("(a): a success reply moves nextIndex back", _engine(NextIndexGoesBack)),
     "rule-b": Control("(b): every append cuts the log", _engine(TruncatesOnEveryAppend)),
     "rule-c": Control("(c): commit index not clamped to what matches", _engine(CommitsUnmatched)),

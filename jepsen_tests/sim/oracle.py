@@ -151,6 +151,8 @@ class Oracle:
 
     def _check_majority(self, index: int, term: int, what: str) -> None:
         """An entry that counts as committed is on the disks of a majority at that moment."""
+        if not self._logs:
+            return  # not logs of ours
         holders = [
             replica
             for replica, log in self._logs.items()

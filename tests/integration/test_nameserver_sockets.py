@@ -314,6 +314,23 @@ def test_write_permission_topic_deletion_and_topic_registration() -> None:
     asyncio.run(scenario())
 
 
+def test_a_wiped_write_permission_survives_a_restart_of_the_nameserver(tmp_path: Path) -> None:
+    async def permission_after(code: RequestCode | None) -> int:
+        async with nameserver(data_directory=tmp_path / "ns") as (_, [peer]):
+            await peer.register(0, "h:10", 1, ("A",))
+            if code is not None:
+                assert (await peer.ask(code, {"brokerName": "broker-a"})).code == 0
+            return int((await peer.route("A") or {})["queueDatas"][0]["perm"])
+
+    async def scenario() -> None:
+        assert await permission_after(RequestCode.WIPE_WRITE_PERM_OF_BROKER) == 4
+        assert await permission_after(None) == 4
+        assert await permission_after(RequestCode.ADD_WRITE_PERM_OF_BROKER) == 6
+        assert await permission_after(None) == 6
+
+    asyncio.run(scenario())
+
+
 def test_data_version() -> None:
     async def scenario() -> None:
         async with nameserver() as (_, [peer]):

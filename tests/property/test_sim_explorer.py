@@ -75,7 +75,7 @@ def test_an_interrupted_exploration_tells_what_it_did_and_leaves_nobody(number: 
         workers = children(running.pid)
         time.sleep(1.0)  # any moment will do; this one is mostly in the middle of seeds
         os.killpg(running.pid, number) if number == signal.SIGINT else running.send_signal(number)
-        out, errors = running.communicate(timeout=60)
+        out, errors = running.communicate(timeout=120)
     assert running.returncode == 5, errors
     assert json.loads(out)["seeds"] < 100_000
     assert "Traceback" not in errors

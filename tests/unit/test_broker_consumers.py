@@ -14,6 +14,8 @@ KIND = ("CONSUME_PASSIVELY", "CLUSTERING", "CONSUME_FROM_LAST_OFFSET")
 class Subscribed(NamedTuple):
     topic: str
     version: int = 1
+    expression: str = "*"
+    expression_type: str = "TAG"
 
 
 def registry(groups_max=100, members_max=100):

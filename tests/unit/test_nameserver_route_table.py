@@ -215,6 +215,21 @@ def test_wiped_write_permission_survives_fail_over() -> None:
     assert table.route("A").topics["broker-a"].permission == 6
 
 
+def test_wiped_write_permission_survives_that_everybody_leaves() -> None:
+    table = RouteTable()
+    table.register(registration(0, "h:1", 1, topics=("A",)), 0)
+    table.set_write_wiped("broker-a", True)
+    table.unregister("broker-a", 0, "h:1")
+    table.register(registration(0, "h:1", 2, topics=("A",)), 0)
+    assert table.route("A").topics["broker-a"].permission == 4
+    assert table.write_wiped == {"broker-a"}
+    table.set_write_wiped("unknown", True)
+    assert table.write_wiped == {"broker-a"}, "what is not registered cannot fill the table"
+    table.unregister("broker-a", 0, "h:1")
+    table.set_write_wiped("broker-a", False)
+    assert table.write_wiped == set()
+
+
 def test_put_topic_into_known_groups() -> None:
     table = RouteTable(RouteLimits(topics_max=2))
     table.register(registration(0, "h:1", 1, topics=("A",)), 0)

@@ -1,0 +1,265 @@
+"""How much passes through this replica: totals, rates, sizes and times. Pure.
+
+One owner, the event loop. The hot path adds to plain numbers once per request, whatever the number
+of its messages; everything else is computed when somebody asks. Every ten seconds `sample` takes
+note of the totals, and a rate is the difference between two such notes.
+
+Nothing here is replicated or stored: a new leader begins at zero, as does a restart.
+
+Source: RocketMQ `BrokerStatsManager`, `StatsItem`: names, windows and days are theirs, but days
+are those of UTC.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeVar
+
+SAMPLE_S: Final = 10.0
+KEYS_MAX: Final = 10_000
+# Upper ends of the classes of times, in seconds; a last class holds all above.
+TIME_CLASSES_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_DAY_MS: Final = 86_400_000
+_MINUTE_SAMPLES: Final = 7  # 60 s and where they begin
+_TOTAL_SAMPLES: Final = 61  # 600 s
+_HOUR_EVERY: Final = 60  # a sample of hours per so many of ten seconds
+_DAY_EVERY: Final = 360
+_HOUR_SAMPLES: Final = 7
+_DAY_SAMPLES: Final = 25
+_WINDOW_MIN_S: Final = 1.0
+
+Key = TypeVar("Key")
+
+
+class Sample(NamedTuple):
+    """Totals at a moment."""
+
+    at_s: float
+    amount: float
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What came in a window: in all, per second, and on average per time."""
+
+    amount: float
+    per_second: float
+    per_time: float
+
+
+class Meter:
+    """A total that only grows, with its recent past."""
+
+    __slots__ = ("_days", "_hours", "_minutes", "amount", "times")
+
+    def __init__(self, now_s: float, samples: int = _MINUTE_SAMPLES) -> None:
+        self.amount: float = 0
+        self.times = 0
+        first = Sample(now_s, 0, 0)
+        self._minutes = deque([first], maxlen=samples)
+        self._hours = deque([first], maxlen=_HOUR_SAMPLES)
+        self._days = deque([first], maxlen=_DAY_SAMPLES)
+
+    def sample(self, now_s: float, number: int) -> None:
+        """Takes note of the totals; `number` counts the samples of all meters."""
+        sample = Sample(now_s, self.amount, self.times)
+        self._minutes.append(sample)
+        if number % _HOUR_EVERY == 0:
+            self._hours.append(sample)
+        if number % _DAY_EVERY == 0:
+            self._days.append(sample)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has come for a day."""
+        return len(self._days) == _DAY_SAMPLES and self._days[0].times == self.times
+
+    def minute(self, now_s: float) -> Rate:
+        """Returns the last minute's rate."""
+        return self.last(now_s, 60)
+
+    def hour(self, now_s: float) -> Rate:
+        """Returns the last hour's rate."""
+        return self._since(self._hours[0], now_s)
+
+    def day(self, now_s: float) -> Rate:
+        """Returns the last day's rate."""
+        return self._since(self._days[0], now_s)
+
+    def last(self, now_s: float, window_s: float) -> Rate:
+        """Returns the rate of about the last so many seconds."""
+        begin = self._minutes[0]
+        for sample in reversed(self._minutes):
+            if sample.at_s <= now_s - window_s:
+                begin = sample
+                break
+        return self._since(begin, now_s)
+
+    def _since(self, begin: Sample, now_s: float) -> Rate:
+        amount = self.amount - begin.amount
+        times = self.times - begin.times
+        # Of a shorter time a rate would say nothing.
+        seconds = max(_WINDOW_MIN_S, now_s - begin.at_s)
+        return Rate(amount, amount / seconds, amount / times if times else 0.0)
+
+
+class Times:
+    """How long something took: a histogram."""
+
+    __slots__ = ("count", "counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(TIME_CLASSES_S) + 1)
+        self.count = 0
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Adds one time."""
+        self.counts[bisect_left(TIME_CLASSES_S, seconds)] += 1
+        self.count += 1
+        self.sum_s += seconds
+
+
+class Flow:
+    """Messages and bytes in one direction, and how long each request took."""
+
+    __slots__ = ("bytes", "messages", "seconds")
+
+    def __init__(self, now_s: float, samples: int = _MINUTE_SAMPLES) -> None:
+        self.messages = Meter(now_s, samples)
+        self.bytes = Meter(now_s, samples)
+        self.seconds = Meter(now_s, samples)
+
+    def add(self, count: int, size_bytes: int, seconds: float = 0.0) -> None:
+        """Adds one request."""
+        messages, size, took = self.messages, self.bytes, self.seconds
+        messages.amount += count
+        messages.times += 1
+        size.amount += size_bytes
+        size.times += 1
+        took.amount += seconds
+        took.times += 1
+
+    def sample(self, now_s: float, number: int) -> None:
+        """Takes note of the totals."""
+        for meter in (self.messages, self.bytes, self.seconds):
+            meter.sample(now_s, number)
+
+
+@dataclass(slots=True)
+class DayTotals:
+    """Messages since the start as they stood when days began."""
+
+    yesterday_morning: int = 0
+    today_morning: int = 0
+
+
+class Statistics:
+    """What one replica has taken in and handed out."""
+
+    def __init__(self, now_s: float, now_ms: int, *, keys_max: int = KEYS_MAX) -> None:
+        self._sampled_s = now_s
+        self._number = 0
+        self._day = now_ms // _DAY_MS
+        self._keys_max = keys_max
+        self.put = Flow(now_s, _TOTAL_SAMPLES)
+        self.got = Flow(now_s, _TOTAL_SAMPLES)
+        self.missed = Flow(now_s, _TOTAL_SAMPLES)
+        self.put_times = Times()
+        self.put_days = DayTotals()
+        self.got_days = DayTotals()
+        self.untracked = 0  # requests of topics and groups beyond `keys_max`
+        self._topics: dict[str, Flow] = {}
+        self._groups: dict[tuple[str, str], Flow] = {}
+        self._returns: dict[tuple[str, str], Flow] = {}
+
+    # --- the hot path -----------------------------------------------------------------------
+
+    def stored(self, topic: str, count: int, size_bytes: int, seconds: float) -> None:
+        """Notes a send that was answered with success."""
+        self.put.add(count, size_bytes, seconds)
+        self.put_times.add(seconds)
+        flow = self._topics.get(topic) or self._admit(self._topics, topic)
+        if flow is not None:
+            flow.add(count, size_bytes, seconds)
+
+    def fetched(self, group: str, topic: str, count: int, size_bytes: int) -> None:
+        """Notes a pull that found messages."""
+        self.got.add(count, size_bytes)
+        key = (group, topic)
+        flow = self._groups.get(key) or self._admit(self._groups, key)
+        if flow is not None:
+            flow.add(count, size_bytes)
+
+    def found_nothing(self) -> None:
+        """Notes a pull that was answered without a message."""
+        self.missed.add(1, 0)
+
+    def returned(self, group: str, topic: str) -> None:
+        """Notes a message that a consumer could not process."""
+        key = (group, topic)
+        flow = self._returns.get(key) or self._admit(self._returns, key)
+        if flow is not None:
+            flow.add(1, 0)
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def topic(self, name: str) -> Flow | None:
+        """Returns what was stored in a topic."""
+        return self._topics.get(name)
+
+    def group(self, name: str, topic: str) -> Flow | None:
+        """Returns what a group took from a topic."""
+        return self._groups.get((name, topic))
+
+    def returns(self, name: str, topic: str) -> Flow | None:
+        """Returns what a group handed back of a topic."""
+        return self._returns.get((name, topic))
+
+    def topics(self) -> Iterator[tuple[str, Flow]]:
+        """Yields all topics."""
+        yield from sorted(self._topics.items())
+
+    def groups(self) -> Iterator[tuple[tuple[str, str], Flow]]:
+        """Yields all (group, topic)."""
+        yield from sorted(self._groups.items())
+
+    def returned_flows(self) -> Iterator[tuple[tuple[str, str], Flow]]:
+        """Yields all (group, topic) of which messages were handed back."""
+        yield from sorted(self._returns.items())
+
+    # --- time -------------------------------------------------------------------------------
+
+    def sample(self, now_s: float, now_ms: int) -> None:
+        """Takes note of all totals; to be called every `SAMPLE_S`."""
+        self._number += 1
+        for flow in (self.put, self.got, self.missed):
+            flow.sample(now_s, self._number)
+        self._sample_all(self._topics, now_s)
+        self._sample_all(self._groups, now_s)
+        self._sample_all(self._returns, now_s)
+        self._sampled_s = now_s
+        day = now_ms // _DAY_MS
+        if day != self._day:
+            self._day = day
+            for days, flow in ((self.put_days, self.put), (self.got_days, self.got)):
+                days.yesterday_morning = days.today_morning
+                days.today_morning = int(flow.messages.amount)
+
+    def _sample_all(self, flows: dict[Key, Flow], now_s: float) -> None:
+        for flow in flows.values():
+            flow.sample(now_s, self._number)
+        for key in [key for key, flow in flows.items() if flow.messages.is_idle]:
+            del flows[key]
+
+    def _admit(self, flows: dict[Key, Flow], key: Key) -> Flow | None:
+        if len(flows) >= self._keys_max:
+            self.untracked += 1
+            return None
+        # As if there had been nothing at the last sample: the first rate is then one of a while.
+        flow = flows[key] = Flow(self._sampled_s)
+        return flow
