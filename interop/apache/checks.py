@@ -21,6 +21,7 @@ from dledger import (
     AsyncProducer,
     AsyncPullConsumer,
     AsyncPushConsumer,
+    AsyncSimpleConsumer,
     AsyncTransactionProducer,
     ConsumeFrom,
     GroupConfig,
@@ -31,11 +32,13 @@ from dledger import (
     ReceivedMessage,
     SendResult,
     SessionConfig,
+    SimpleConsumerConfig,
     Sql,
     TransactionState,
     errors,
 )
 from dledger.client.dead_letters import ReplayTarget
+from dledger.codes import ResponseCode
 
 PATIENCE_S = 30.0
 
@@ -365,9 +368,8 @@ async def transactions(place: Place) -> None:
 
     async def check(message: ReceivedMessage) -> TransactionState:
         asked.append(message.body)
-        return (
-            TransactionState.COMMIT if message.body == b"forgotten" else TransactionState.ROLLBACK
-        )
+        is_good = message.body in (b"yes", b"forgotten")
+        return TransactionState.COMMIT if is_good else TransactionState.ROLLBACK
 
     def decide(state: TransactionState, message: Message, half: SendResult) -> TransactionState:
         return state
@@ -390,9 +392,18 @@ async def transactions(place: Place) -> None:
         for body, state in states.items():
             # The default immunity is for production; a check need not wait for it.
             await producer.send(Message(place.topic, body), partial(decide, state), immunity_s=1)
-        await until(lambda: len(set(asked)) == 2, "both are asked for", 90)
-        await until(lambda: len(seen) >= 2, "two become visible", 60)
-    assert bodies(seen) == ["forgotten", "yes"]
+        forgotten = {b"forgotten", b"forgotten and wrong"}
+        await until(lambda: forgotten <= set(asked), "both are asked for", 90)
+        await until(lambda: len({m.body for m in seen}) >= 2, "two become visible", 60)
+        await asyncio.sleep(4)  # for what should not come
+    assert set(bodies(seen)) == {"forgotten", "yes"}
+    if place.is_ours:
+        assert (len(asked), len(seen)) == (2, 2)
+    else:  # seen in some runs, in others not
+        raise Different(
+            "yes; for some seconds it may also ask about transactions that were ended, and an "
+            "answer may store their message a second time"
+        )
 
 
 # --- consuming ------------------------------------------------------------------------------------
@@ -430,6 +441,45 @@ async def rebalance_at_once(place: Place) -> None:
         began = time.monotonic()
         await until(lambda: len(stays.assignment) == 4, "all taken back")
         assert time.monotonic() - began < 10
+
+
+async def simple_consumer(place: Place) -> None:
+    """Receive, acknowledge, change the invisible time (POP)"""
+    await place.create()
+    async with place.producer() as producer:
+        for n in range(12):
+            await producer.send(Message(place.topic, b"%d" % n), queue=n % 4)
+    acknowledged: list[bytes] = []
+    deliveries: list[bytes] = []
+    config = SimpleConsumerConfig(session=place.session)
+    async with AsyncSimpleConsumer(
+        place.group,
+        subscriptions={place.topic: "*"},
+        nameserver=place.nameserver,
+        consume_from=ConsumeFrom.EARLIEST,
+        config=config,
+    ) as consumer:
+        deadline = time.monotonic() + 2 * PATIENCE_S
+        while len(set(acknowledged)) < 12:
+            assert time.monotonic() < deadline, f"acknowledged only {sorted(acknowledged)}"
+            try:
+                received = await consumer.receive(8, invisible_s=20, wait_s=3)
+            except errors.BrokerResponseError as error:
+                if error.code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED:
+                    raise Different(
+                        "no: `receive` says that the broker has no such request"
+                    ) from error
+                raise
+            for message in received:
+                deliveries.append(message.body)
+                if message.body == b"7" and deliveries.count(b"7") == 1:
+                    await consumer.change_invisible_duration(message, 2)  # not now, soon
+                    continue
+                await consumer.ack(message)
+                acknowledged.append(message.body)
+        assert deliveries.count(b"7") == 2
+        assert await consumer.receive(8, invisible_s=20, wait_s=2) == []
+    assert len(deliveries) == 13
 
 
 async def ordered(place: Place) -> None:
@@ -600,9 +650,9 @@ async def seek(place: Place) -> None:
     async with place.producer() as producer:
         for n in range(3):
             await producer.send(Message(place.topic, b"%d" % n))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         moment = int(time.time() * 1000)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         for n in range(3, 6):
             await producer.send(Message(place.topic, b"%d" % n))
     async with place.puller() as consumer:
@@ -613,7 +663,7 @@ async def seek(place: Place) -> None:
         before = await consumer.committed(queue)
         consumer.seek(queue, 4)
         assert bodies(await consumer.pull(queue)) == ["4", "5"]
-        assert await consumer.seek_to_time(queue, moment) == 3
+        by_time = await consumer.seek_to_time(queue, moment)
         assert await consumer.seek_to_end(queue) == 6
         assert await consumer.pull(queue, timeout_s=0) == []
         await consumer.commit()
@@ -625,12 +675,18 @@ async def seek(place: Place) -> None:
             assert error.offset_max == 6, error
         else:
             raise AssertionError("an offset beyond the end was taken")
-    if before == 0:
-        raise Different(
-            "yes; a queue read never before has the committed offset 0, not None, as long as its "
-            "beginning is in memory: `consume_from` does not apply then"
+    if place.is_ours:
+        assert (before, by_time) == (None, 3)
+    else:
+        assert before == 0
+        assert by_time in (2, 3)  # 4.9 takes the nearest message, be it an earlier one
+        nearest = (
+            "" if by_time == 3 else "; a time finds the nearest message, perhaps an earlier one"
         )
-    assert before is None
+        raise Different(
+            "yes; a queue never read before has the committed offset 0, not None, as long as its "
+            f"beginning is in memory: `consume_from` does not apply then{nearest}"
+        )
 
 
 async def queries(place: Place) -> None:
@@ -725,6 +781,7 @@ async def administration(place: Place) -> None:
         await admin.create_group(GroupConfig(name=place.group, retry_max=3))
         assert {g.retry_max for g in await admin.groups() if g.name == place.group} == {3}
         await producer.send(Message(place.topic, b"x"))
+        await place.read_all(1)  # until it can be
         assert sum(b.offset_max for b in await admin.bounds(place.topic)) == 1
         seen, handle = collector()
         async with consuming(place.consumer(), handle):
@@ -769,6 +826,7 @@ CHECKS = (
     transactions,
     push_group,
     rebalance_at_once,
+    simple_consumer,
     ordered,
     retry,
     dead_letters,

@@ -58,10 +58,22 @@ def fetch(version: str) -> Path:
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(*neighbours: int) -> int:
+    """Returns a port that is free, and so are those at these distances.
+
+    A broker listens on the port two below its own and the one above as well, whatever it is told.
+    """
+    while True:
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))
+            port = int(held.getsockname()[1])
+            try:
+                for distance in neighbours:
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + distance))
+            except OSError:
+                continue
+            return port
 
 
 class Servers:
@@ -71,7 +83,7 @@ class Servers:
         self.version = version
         self.jars = fetch(version)
         self.directory = Path(tempfile.mkdtemp(prefix="apache-rocketmq-"))
-        self.ports = {"nameserver": free_port(), "broker": free_port()}
+        self.ports = {"nameserver": free_port(), "broker": free_port(-2, 1)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
