@@ -98,6 +98,10 @@ class LogView(Protocol):
         """Bytes of the log on disk."""
         ...
 
+    def locate(self, physical_offset: int) -> tuple[int, int] | None:
+        """Returns index and term of the entry that holds a byte."""
+        ...
+
     def read(self, physical_offset: int, size_bytes: int) -> memoryview:
         """Returns stored bytes."""
         ...

@@ -128,6 +128,7 @@ def make_routes(
         Code.GET_ALL_PRODUCER_INFO: p.inspection.producers,
         Code.QUERY_TOPICS_BY_CONSUMER: p.inspection.topics_of_group,
         Code.QUERY_SUBSCRIPTION_BY_CONSUMER: p.inspection.subscription,
+        Code.LOCATE_MESSAGE: p.inspection.locate,
         Code.GET_SUBSCRIPTION_DIFFERENCES: p.inspection.differences,
         Code.GET_CONSUMER_RUNNING_INFO: background(p.relays.running_info),
         Code.CONSUME_MESSAGE_DIRECTLY: background(p.relays.consume_directly),

@@ -18,6 +18,7 @@ from broker.context import BrokerContext
 from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
+from broker.full_disk import RoomQuestions, leave_full_disk
 from broker.gate import WriteGate
 from broker.housekeeping import expire_clients, sample_statistics, watch_disk
 from broker.installing import Installer
@@ -56,6 +57,7 @@ from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.replication import make_raft
 from broker.retention import Retention
+from broker.shared_address import SharedAddress
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.statistics import Statistics
@@ -215,10 +217,7 @@ class Broker:
                 stores.close(clean=True)
             raise
         self._spawn_housekeeping(parts)
-        if config.preferred_leader is not None:
-            stable_s = config.timing.preferred_leader_stable_s
-            preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
-            self._tasks.spawn(preferred, "prefer-leader")
+        self._spawn_leadership(parts)
         self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
@@ -474,10 +473,11 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        registrar = Registrar(context, catalog, client, config.nameservers)
+        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
-        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
-        for listener in mine:
+        parts = (registrar, shared, timers, *popping_parts)
+        for listener in (lock_clock, transactions, forwarder, *parts, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -572,6 +572,20 @@ class Broker:
     def _on_client_connection_lost(self, connection: ClientConnection) -> None:
         if self._parts is not None:
             self._parts.registrar.connection_lost(connection.address)
+
+    def _spawn_leadership(self, parts: Parts) -> None:
+        config, gate = self.config, parts.context.gate
+        has_room = RoomQuestions(parts.client, config.address_of).has_room
+        leaving = leave_full_disk(
+            parts.raft, lambda: gate.has_room_to_lead, has_room, config.timing.disk_check_s
+        )
+        self._tasks.spawn(leaving, "leave-full-disk")
+        if config.preferred_leader is not None:
+            stable_s = config.timing.preferred_leader_stable_s
+            preferred = prefer_leader(
+                parts.raft, config.preferred_leader, self._clock, stable_s, has_room
+            )
+            self._tasks.spawn(preferred, "prefer-leader")
 
     def _spawn_housekeeping(self, parts: Parts) -> None:
         self._tasks.spawn(watch_disk(parts.context, self._fs), "watch-disk")

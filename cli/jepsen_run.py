@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import say, say_json
-from cli.errors import CommandError, ExitCode, UsageError
+from cli.errors import CommandError, UsageError
 from cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def controls(
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Plant faults that must be found: exit 0 all caught, 4 one was not."""
+    """Plant faults that must be found: exit 0 all caught, 4 one was not, 5 one was not run."""
     from jepsen_tests import controls as planted
     from jepsen_tests.runner import say_to_stderr
 
@@ -159,8 +159,7 @@ def controls(
         say("\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]))
     else:
         _say_table(planted.table(results))
-    missed = [result for result in results if not result.caught_by]
-    raise typer.Exit(ExitCode.VIOLATION if missed else ExitCode.DONE)
+    raise typer.Exit(planted.exit_code(results))
 
 
 def _say_table(rows: list[tuple[str, ...]]) -> None:

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from cli import config, consumer, dlq, group, jepsen, lifecycle, message, topic
+from cli import config, consumer, dlq, group, jepsen, lifecycle, message, quota, topic
 from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
 from cli.demo import demo
 from cli.doctor import doctor
 from cli.errors import CommandError, ExitCode
+from cli.explain import explain
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
 from dledger.errors import ConfigError, DLedgerError, InvariantError
@@ -35,6 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+topic.app.command("quota")(quota.topic_quota)
+consumer.app.command("quota")(quota.group_quota)
+consumer.app.command("guard")(quota.group_guard)
+message.app.command("explain")(explain)
 app.command()(lifecycle.up)
 app.command()(lifecycle.down)
 app.command()(lifecycle.status)

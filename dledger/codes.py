@@ -107,6 +107,7 @@ class RequestCode(IntEnum):
     # Ours, far from RocketMQ's.
     TRANSFER_LEADER = 30_001
     GET_SUBSCRIPTION_DIFFERENCES = 30_060
+    LOCATE_MESSAGE = 30_061
 
 
 class ResponseCode(IntEnum):

@@ -17,7 +17,10 @@ from jepsen_tests.checkers import Outcome
 from jepsen_tests.hosts.capabilities import Capabilities
 from jepsen_tests.hosts.cleanup import RunStoppedError
 from jepsen_tests.options import RunOptions
+from jepsen_tests.planted import stock_library
 from jepsen_tests.runner import RunResult, run
+
+STOCK = "list"  # not a workload of ours: the library alone
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ CONTROLS: Sequence[Control] = (
         ("F1",),
         "leader",
         14,
+    ),
+    Control(
+        "K3",
+        "term and vote forgotten at a restart",
+        f"pysyncobj {stock_library.VERSION} as it was, with its own journal and transport",
+        STOCK,
+        ("C1", "C4", "C5"),
+        ("kills",),
+        time_s=8,
     ),
     Control(
         "K6",
@@ -196,6 +208,7 @@ class ControlResult:
         caught_by: The rule, or the reason, that caught it; empty if it was missed.
         text: What the verdict says about that.
         seconds: Of the whole run; the load was `control.time_s` of them.
+        was_run: It could be done here.
     """
 
     control: Control
@@ -203,6 +216,7 @@ class ControlResult:
     text: str
     seconds: float
     folder: str = ""
+    was_run: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result for programs."""
@@ -212,6 +226,7 @@ class ControlResult:
             "planted": self.control.planted,
             "workload": self.control.workload,
             "nemeses": list(self.control.nemeses),
+            "run": self.was_run,
             "caught": bool(self.caught_by),
             "caughtBy": self.caught_by,
             "text": self.text,
@@ -251,7 +266,7 @@ def run_controls(
         say(f"=== {number}/{len(controls)} {control.name} {control.title}")
         results.append(_run_one(control, seed, out, able, say))
         result = results[-1]
-        outcome = f"caught by {result.caught_by}" if result.caught_by else "MISSED"
+        outcome = f"caught by {result.caught_by}" if result.caught_by else f"MISSED {result.text}"
         say(f"=== {control.name}: {outcome}")
     return results
 
@@ -271,14 +286,31 @@ def _run_one(
     )
     begin = time.monotonic()
     try:
-        result = run(options, say, capabilities=able)
+        if control.workload == STOCK:
+            result = _run_stock(control, out, say)
+        else:
+            result = run(options, say, capabilities=able)
     except RunStoppedError:
         raise
     except DLedgerError as error:
         text = f"the run could not be done: {error}"
-        return ControlResult(control, "", text, time.monotonic() - begin)
+        return ControlResult(control, "", text, time.monotonic() - begin, was_run=False)
     caught_by, text = _caught(control, result)
     return ControlResult(control, caught_by, text, time.monotonic() - begin, str(result.folder))
+
+
+def _run_stock(control: Control, out: Path, say: Callable[[str], None]) -> RunResult:
+    folder = (out / f"{time.strftime('%Y%m%d-%H%M%S')}-{control.name}").absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    verdict = stock_library.run_stock(folder, stock_library.interpreter(out.absolute()), say)
+    return RunResult(folder=folder, outcome=verdict.outcome, verdict=verdict)
+
+
+def exit_code(results: Sequence[ControlResult]) -> int:
+    """Returns 0 if all were caught, 4 if one was missed, 5 if one could not be run."""
+    if any(result.was_run and not result.caught_by for result in results):
+        return 4
+    return 0 if all(result.was_run for result in results) else 5
 
 
 def _caught(control: Control, result: RunResult) -> tuple[str, str]:
@@ -307,6 +339,8 @@ def table(results: Sequence[ControlResult]) -> list[tuple[str, ...]]:
         faults = "+".join(control.nemeses) or "no fault"
         kind = result.text.partition(":")[0] if result.caught_by else result.text
         caught = f"{result.caught_by} {kind}" if result.caught_by else f"MISSED ({kind})"
+        if not result.was_run:
+            caught = f"not run: {result.text}"
         if control.expected is Outcome.UNKNOWN and result.caught_by:
             caught = f"`unknown`: {result.caught_by}"
         rows.append(

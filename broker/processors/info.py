@@ -68,6 +68,7 @@ class InfoProcessor:
             "logBytes": log.size_bytes,
             "retainedOffset": store.retained_offset,
             "diskFull": context.gate.is_disk_full,
+            "roomToLead": context.gate.has_room_to_lead,
             "pid": context.pid,
             "topicCount": len(store.topics),
             "groupCount": len(store.groups),

@@ -300,6 +300,9 @@ class AsyncSimpleConsumer:
                     self._popper.wait(source, subscription, wait_s), name=f"wait {source}"
                 )
         questions = dict(self._questions)
+        if not questions:  # nothing is subscribed to
+            await asyncio.sleep(wait_s)
+            return None
         done, _ = await asyncio.wait(
             questions.values(), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
         )

@@ -1,7 +1,7 @@
 """Broken parts for brokers.
 
 Where a broker makes a part itself, the harness's broker process puts another class under the name
-by which `broker.server` makes it. So nothing in the product can be switched to do wrong.
+by which brokers make it. So nothing in the product can be switched to do wrong.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from broker import half_messages, locks, server
+from broker import half_messages, locks
 from broker.appender import Appender
 from broker.config import BrokerConfig
 from broker.locks import LockQueues
@@ -67,24 +68,39 @@ class TrustsItself(RaftNode):
 
 
 class SwallowsSync(OsFileSystem):
-    """K6: a disk that says synced and is not, but for the first time after a file was opened.
+    """K6: a disk that says synced and is not, but for the first time after a file was made.
 
-    So files and their sizes survive, as they would in a drive whose cache lies.
+    So files and their sizes survive, as they would in a drive whose cache lies. Files that are
+    replaced as a whole are spared: a replica that cannot read its vote does not start at all.
     """
 
     def __init__(self) -> None:
-        self._fresh: set[int] = set()
+        self._honest: set[int] = set()  # for one sync, or until they are closed
+        self._replaced: set[int] = set()
 
     def create(self, path: Path, size_bytes: int) -> int:
         """Creates a file whose first sync is an honest one."""
         file = super().create(path, size_bytes)
-        self._fresh.add(file)
+        self._honest.add(file)
         return file
+
+    def open(self, path: Path) -> int:
+        """Opens a file."""
+        file = super().open(path)
+        if path.suffix == ".spare":
+            self._replaced.add(file)
+        return file
+
+    def close(self, file: int) -> None:
+        """Closes a file."""
+        self._honest.discard(file)
+        self._replaced.discard(file)
+        super().close(file)
 
     def sync(self, file: int) -> None:
         """Does nothing, but for a new file."""
-        if file in self._fresh:
-            self._fresh.discard(file)
+        if file in self._honest or file in self._replaced:
+            self._honest.discard(file)
             super().sync(file)
 
 
@@ -239,23 +255,39 @@ def _grants_all(_rows: RowChanges, command: LockQueues) -> list[tuple[str, int]]
     return list(command.queues)
 
 
-def _put(**parts: Any) -> MakeBroker:
-    """Puts classes under the names by which brokers of this process make their parts."""
-    for name, part in parts.items():
-        if not hasattr(server, name):
-            raise LookupError(f"brokers make no {name}")
-        setattr(server, name, part)
+def _put(right: type[Any], broken: type[Any]) -> MakeBroker:
+    """Puts a class in the place of another, wherever parts of this process's brokers make it.
+
+    Raises:
+        LookupError: Nothing makes it.
+    """
+    makers = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("broker.")
+        and name != right.__module__
+        and getattr(module, right.__name__, None) is right
+    ]
+    if not makers:
+        raise LookupError(f"no part of a broker makes {right.__name__}")
+    for module in makers:
+        setattr(module, right.__name__, broken)
     return Broker
 
 
 def _trusts_itself() -> MakeBroker:
-    make = _put(RaftNode=TrustsItself)
+    make = _put(RaftNode, TrustsItself)
 
     def made(config: BrokerConfig) -> Broker:
         patient = replace(config.raft, check_quorum_ms=_TRUSTS_ITSELF_MS)
         return make(replace(config, raft=patient))
 
     return made
+
+
+def _keeps_offsets() -> MakeBroker:
+    _put(OffsetCommits, KeepsOffsets)
+    return _put(OffsetProcessor, RemembersOffsets)
 
 
 def _grants_every_lock() -> MakeBroker:
@@ -268,12 +300,12 @@ PLANTS: Mapping[str, Callable[[], MakeBroker]] = {
     "K1": lambda: partial(Broker, engine_class=CommitsAlone),
     "K2": _trusts_itself,
     "K6": lambda: partial(Broker, fs=SwallowsSync()),
-    "K9": lambda: _put(Appender=ForgetsProducers),
-    "K14": lambda: _put(OffsetCommits=KeepsOffsets, OffsetProcessor=RemembersOffsets),
+    "K9": lambda: _put(Appender, ForgetsProducers),
+    "K14": _keeps_offsets,
     "K15": _grants_every_lock,
     "K15-locks": _grants_every_lock,
-    "K16": lambda: _put(TransactionService=CommitsRolledBack),
-    "K16-half": lambda: _put(TransactionService=ShowsHalves),
-    "K17": lambda: _put(TimerDelivery=DeliversEarly),
-    "K18": lambda: _put(Appender=TearsBatches),
+    "K16": lambda: _put(TransactionService, CommitsRolledBack),
+    "K16-half": lambda: _put(TransactionService, ShowsHalves),
+    "K17": lambda: _put(TimerDelivery, DeliversEarly),
+    "K18": lambda: _put(Appender, TearsBatches),
 }

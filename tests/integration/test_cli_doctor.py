@@ -1,4 +1,4 @@
-"""`dledger doctor` and `dledger config show` against a cluster of real processes."""
+"""`dledger doctor`, `config show`, `message explain`, quotas and guard: real processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 
 from cli.cluster import LocalCluster, free_port_base
 from cli.layout import ClusterSpec
-from dledger import Admin, PushConsumer
+from dledger import Admin, Message, Producer, PushConsumer
+from dledger.model import GroupConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,3 +112,41 @@ def test_settings_of_running_replicas_and_of_files(cluster: LocalCluster) -> Non
     assert "limits.topics_max" not in found
     file = str(cluster.directory / "broker-a-0" / "broker.toml")
     assert run("config", "show", "--config", file)[file]["replica_id"] == "broker-a-0"
+
+
+def test_quotas_and_the_guard(cluster: LocalCluster) -> None:
+    place = ("--nameserver", cluster.nameserver)
+    with Admin(nameserver=cluster.nameserver) as admin:
+        admin.create_topic("limited", queue_count=1)
+        admin.create_group(GroupConfig(name="guarded"))
+    none = {"messages_per_second": None, "bytes_per_second": None}
+    assert run("topic", "quota", "limited", *place) == {"broker-a": none}
+    found = run("topic", "quota", "limited", "--messages", "5", "--bytes", "1e6", *place)
+    assert found == {"broker-a": {"messages_per_second": 5.0, "bytes_per_second": 1e6}}
+    found = run("topic", "quota", "limited", "--messages", "off", *place)
+    assert found == {"broker-a": {"messages_per_second": None, "bytes_per_second": 1e6}}
+    found = run("consumer", "quota", "--group", "guarded", "--messages", "7", *place)
+    assert found["guarded"]["messages_per_second"] == 7
+    assert run("consumer", "guard", "--group", "guarded", *place)["guard"] == "warn"
+    assert run("consumer", "guard", "--group", "guarded", "refuse", *place)["guard"] == "refuse"
+    assert run("consumer", "guard", "--group", "guarded", *place)["guard"] == "refuse"
+    with Admin(nameserver=cluster.nameserver) as admin:
+        (config,) = [group for group in admin.groups() if group.name == "guarded"]
+    assert len(config.attributes) == 2, "neither has taken away the other"
+
+
+def test_a_message_is_explained(cluster: LocalCluster) -> None:
+    with Admin(nameserver=cluster.nameserver) as admin:
+        admin.create_topic("told", queue_count=1)
+    with Producer(nameserver=cluster.nameserver) as producer:
+        sent = producer.send(Message("told", b"x"))
+    place = ("--nameserver", cluster.nameserver)
+
+    def explained() -> Any:
+        return run("message", "explain", sent.message_id, "--topic", "told", *place)
+
+    until(lambda: all(copy["holds"] and copy["durable"] for copy in explained()["replicas"]))
+    found = explained()
+    assert len(found["replicas"]) == 3
+    assert found["log_index"] > 0 and found["log_term"] > 0
+    assert found["groups"] == []
