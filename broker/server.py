@@ -507,7 +507,7 @@ class Broker:
             client,
             self._tasks,
             replica_id=self.config.replica_id,
-            address_of=self.config.address_of,
+            address_of=context.address_of,
             handle_here=dispatcher.handle,
             counters=context.counters,
             limits=ForwarderLimits(

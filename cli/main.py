@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import consumer, dlq, group, jepsen, lifecycle, message, topic
+from cli import consumer, dlq, group, jepsen, lifecycle, message, replica, topic
 from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
@@ -44,6 +44,7 @@ app.command()(bench)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
+app.add_typer(replica.app, name="replica")
 app.add_typer(message.app, name="message")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(nameserver_app, name="nameserver")
