@@ -262,6 +262,8 @@ class BrokerConfig:
         data_directory: Holds `log/` and `state/`; one process at a time.
         listen_host: Address to bind for clients. Loopback unless told otherwise.
         listen_port: Port to bind for clients; 0 takes a free one (single replica only).
+        metrics_port: Port on which Prometheus finds `/metrics`, at `listen_host`; none by default,
+            0 takes a free one.
         advertised_host: Host in routes and message ids; by default the one in `replicas`.
         nameservers: Each is registered with on its own.
         auto_create_topics: *group*. A send may create its topic.
@@ -285,6 +287,7 @@ class BrokerConfig:
     broker_name: str = "broker-a"
     listen_host: str = "127.0.0.1"
     listen_port: int | None = None
+    metrics_port: int | None = None
     advertised_host: str | None = None
     nameservers: list[str] = field(default_factory=list)
     auto_create_topics: bool = True
@@ -308,8 +311,10 @@ class BrokerConfig:
                 rule = "must be 1 to 127 letters, digits, '_' or '-'"
                 raise ConfigError(name, getattr(self, name), rule)
         self._check_replicas()
-        if self.listen_port is not None and not 0 <= self.listen_port <= 65_535:
-            raise ConfigError("listen_port", self.listen_port, "must lie in 0..65535")
+        for name in ("listen_port", "metrics_port"):
+            port = getattr(self, name)
+            if port is not None and not 0 <= port <= 65_535:
+                raise ConfigError(name, port, "must lie in 0..65535")
         for nameserver in self.nameservers:
             parse_address(nameserver, "nameservers")
         if len(set(self.nameservers)) != len(self.nameservers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from broker.appender import Appender
@@ -107,6 +108,10 @@ class LogView(Protocol):
         """Bytes of the log on disk."""
         ...
 
+    def locate(self, physical_offset: int) -> tuple[int, int] | None:
+        """Returns index and term of the entry that holds a byte."""
+        ...
+
     def read(self, physical_offset: int, size_bytes: int) -> memoryview:
         """Returns stored bytes."""
         ...
@@ -118,6 +123,14 @@ class Counters:
 
     forwarded: int = 0
     deduplicated: int = 0
+
+
+def program_version() -> str:
+    """Returns the installed version of this program; empty if it was not installed."""
+    try:
+        return version("dledger-mq")
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,6 +152,7 @@ class BrokerContext:
         host, port: Where clients reach this replica.
         boot_ms: When it started.
         pid: Of the process, for people.
+        program_version: Of this program.
         statistics: What passes through.
         quotas: How much of it may.
         counters: What runtime information shows, by name.
@@ -161,6 +175,7 @@ class BrokerContext:
     statistics: Statistics
     quotas: Quotas = field(default_factory=Quotas)
     pid: int = field(default_factory=os.getpid)
+    program_version: str = field(default_factory=program_version)
     counters: Counters = field(default_factory=Counters)
 
     @property

@@ -114,6 +114,7 @@ class Choice:
         rest: Messages behind those taken.
         visible_ms: When something that is out now is visible again; None: nothing is.
         skipped: Messages looked at and not wanted.
+        is_full: So much is out that nothing new is given out.
     """
 
     part: Part | None = None
@@ -123,6 +124,7 @@ class Choice:
     rest: int = 0
     visible_ms: int | None = None
     skipped: int = 0
+    is_full: bool = False
 
 
 class QueueView:
@@ -169,6 +171,8 @@ class QueueView:
             return choice
         if self._row is None or self._seen < 0 or self._row.run_count < RUNS_MAX:
             self._take_new(choice, count_max, bytes_max)
+        else:
+            choice.is_full = True
         stop = self.cursor if choice.part is None else choice.part.stop
         choice.rest = max(0, self.offset_max - stop)
         return choice

@@ -18,6 +18,7 @@ from broker.context import BrokerContext
 from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
+from broker.full_disk import RoomQuestions, leave_full_disk
 from broker.gate import WriteGate
 from broker.housekeeping import expire_clients, sample_statistics, watch_disk
 from broker.installing import Installer
@@ -28,9 +29,12 @@ from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
+from broker.metrics import BrokerMetrics
+from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
 from broker.parts import BrokerNotReadyError, Parts, pack_store_host
 from broker.popping import make_popping
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -144,6 +148,11 @@ class Broker:
         return self._server.port
 
     @property
+    def metrics_port(self) -> int:
+        """The port bound for metrics; 0 without one."""
+        return self._require().metrics.port
+
+    @property
     def address(self) -> str:
         """Where clients reach this replica."""
         return self._require().context.address
@@ -193,21 +202,21 @@ class Broker:
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
             parts = self._parts = self._assemble(stores)
+            if config.metrics_port is not None:
+                await parts.metrics.start(config.listen_host, config.metrics_port)
             await self._start_raft(parts)
         except BaseException:
             await self._server.stop(0)
             await self._tasks.close()
             if self._parts is not None:
+                await self._parts.metrics.stop()
                 await self._parts.client.close()
             self._maintenance.close()
             if stores is not None:
                 stores.close(clean=True)
             raise
         self._spawn_housekeeping(parts)
-        if config.preferred_leader is not None:
-            stable_s = config.timing.preferred_leader_stable_s
-            preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
-            self._tasks.spawn(preferred, "prefer-leader")
+        self._spawn_leadership(parts)
         self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
@@ -247,6 +256,7 @@ class Broker:
         await self._server.stop(self.config.timing.drain_s if is_orderly else 0)
         await parts.raft.stop()
         await self._tasks.close()
+        await parts.metrics.stop()
         await parts.client.close()
         await parts.installer.close()
         # A copy that is being made reads the state.
@@ -453,6 +463,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
             statistics=StatisticsProcessor(context, reader),
             inspection=InspectionProcessor(context, reader),
             relays=RelayProcessor(context, reader, clients),
@@ -483,6 +494,7 @@ class Broker:
             timers=timers,
             transactions=transactions,
             live=live,
+            metrics=MetricsServer(BrokerMetrics(context).text),
         )
 
     def _on_installed(self) -> None:
@@ -558,6 +570,20 @@ class Broker:
     def _on_client_connection_lost(self, connection: ClientConnection) -> None:
         if self._parts is not None:
             self._parts.registrar.connection_lost(connection.address)
+
+    def _spawn_leadership(self, parts: Parts) -> None:
+        config, gate = self.config, parts.context.gate
+        has_room = RoomQuestions(parts.client, config.address_of).has_room
+        leaving = leave_full_disk(
+            parts.raft, lambda: gate.has_room_to_lead, has_room, config.timing.disk_check_s
+        )
+        self._tasks.spawn(leaving, "leave-full-disk")
+        if config.preferred_leader is not None:
+            stable_s = config.timing.preferred_leader_stable_s
+            preferred = prefer_leader(
+                parts.raft, config.preferred_leader, self._clock, stable_s, has_room
+            )
+            self._tasks.spawn(preferred, "prefer-leader")
 
     def _spawn_housekeeping(self, parts: Parts) -> None:
         self._tasks.spawn(watch_disk(parts.context, self._fs), "watch-disk")

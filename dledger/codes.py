@@ -110,6 +110,7 @@ class RequestCode(IntEnum):
     REMOVE_REPLICA = 30_003
     GET_REPLICAS = 30_004
     GET_SUBSCRIPTION_DIFFERENCES = 30_060
+    LOCATE_MESSAGE = 30_061
 
 
 class ResponseCode(IntEnum):

@@ -335,6 +335,12 @@ class BrokerResponseError(ClientError):
         self.definite = definite  # type: ignore[misc]
 
 
+class ReceiptHandleError(ClientError):
+    """A popped message is not out by this handle any more; it had no effect."""
+
+    definite = True
+
+
 class SendFailedError(ClientError):
     """A send gave up after one or more attempts; the last attempt's error is its `__cause__`.
 

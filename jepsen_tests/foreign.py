@@ -105,6 +105,7 @@ class ForeignRun:
             seed=self.options.seed,
             versions=versions,
             started_unix_ms=int(time.time() * 1000),
+            acks_min=int(self.workload.acks_min_per_s * self.options.time_s),
             details={"nameserver": self.options.nameserver, "topic": self.topic},
         )
         history = self.folder / "history.jsonl"

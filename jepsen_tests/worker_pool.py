@@ -151,6 +151,10 @@ class WorkerPool:
         if code:
             raise HarnessError(f"{plan.kind} failed ({code}): {worker.tail()}")
 
+    def pids(self) -> dict[str, int]:
+        """Returns the pid of the process that runs on each host."""
+        return {worker.plan.host: worker.pid for worker in self.workers if worker.is_running}
+
     def counts(self) -> Counter[str]:
         """Returns the sum of all counters."""
         total: Counter[str] = Counter()

@@ -616,6 +616,10 @@ class CommitLog:
         """
         return self._reader.read(physical_offset, size_bytes)
 
+    def locate(self, physical_offset: int) -> tuple[int, int] | None:
+        """Returns index and term of the entry whose record holds a byte, None if none does."""
+        return self._reader.locate(physical_offset)
+
     # --- the whole ------------------------------------------------------------------------------
 
     def verify(self, progress: recovery.Progress | None = None) -> VerifyReport:

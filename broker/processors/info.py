@@ -32,6 +32,7 @@ class InfoProcessor:
         clients = context.clients.statistics()
         leader = context.address_of(raft.leader_id)
         now_ms = context.clock.wall_ms()
+        free_bytes = context.gate.free_bytes
         values: dict[str, object] = {
             "brokerVersionDesc": "dledger",
             "brokerVersion": PROTOCOL_VERSION,
@@ -46,7 +47,8 @@ class InfoProcessor:
             "sendThreadPoolQueueHeadWaitTimeMills": 0,
             "pullThreadPoolQueueHeadWaitTimeMills": 0,
             "pageCacheLockTimeMills": 0,
-            "commitLogDiskRatio": "0.0",
+            "commitLogDiskRatio": round(log.size_bytes / max(1, log.size_bytes + free_bytes), 4),
+            "diskFreeBytes": free_bytes,
             "dispatchBehindBytes": 0,
             "commitLogMinOffset": log.offset_min,
             "commitLogMaxOffset": log.offset_end,
@@ -54,6 +56,8 @@ class InfoProcessor:
             "replicaId": context.config.replica_id,
             "raftRole": raft.role.value,
             "raftTerm": raft.term,
+            "raftMembers": ";".join(f"{r.id}={r.address}" for r in context.config.replicas),
+            "programVersion": context.program_version,
             "raftLeader": raft.leader_id or "",
             "raftLeaderAddress": leader or "",
             "raftServing": raft.is_serving,
@@ -70,6 +74,7 @@ class InfoProcessor:
             "logBytes": log.size_bytes,
             "retainedOffset": store.retained_offset,
             "diskFull": context.gate.is_disk_full,
+            "roomToLead": context.gate.has_room_to_lead,
             "pid": context.pid,
             "topicCount": len(store.topics),
             "groupCount": len(store.groups),

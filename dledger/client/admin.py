@@ -9,6 +9,7 @@ from types import TracebackType
 from dledger.client.config import AdminConfig, nameserver_addresses
 from dledger.client.dead_letters import DeadLetters
 from dledger.client.group_admin import GroupAdmin
+from dledger.client.inspector import Inspector
 from dledger.client.offsets import Offsets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
@@ -120,6 +121,10 @@ class AsyncAdmin(GroupAdmin):
     def topology(self) -> Topology:
         """Returns what extends topics to a new broker group, and makes order topics."""
         return Topology(self._session)
+
+    def inspector(self) -> Inspector:
+        """Returns what explains messages and changes attributes."""
+        return Inspector(self._session, self)
 
     # --- topics -------------------------------------------------------------------------------
 

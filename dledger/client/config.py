@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dledger.client.rebalance import STRATEGIES, VIRTUAL_NODES
+from dledger.allocation import STRATEGIES, VIRTUAL_NODES
 from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.errors import ConfigError
 from dledger.model import MessageQueue
@@ -171,6 +171,25 @@ class PullConsumerConfig:
         """Checks every field."""
         _check_pull(self.pull_count_max, self.pull_bytes_max)
         _require("pull_timeout_s", self.pull_timeout_s, self.pull_timeout_s >= 0, "not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimpleConsumerConfig:
+    """How a simple consumer receives.
+
+    Attributes:
+        poll_s: How long a broker holds a question for messages; `receive` may wait for longer.
+        leader_wait_s: How long a group without a leader is waited for before others are asked.
+    """
+
+    poll_s: float = 15.0
+    leader_wait_s: float = 1.0
+    session: SessionConfig = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        for name in ("poll_s", "leader_wait_s"):
+            _require(name, getattr(self, name), getattr(self, name) > 0, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

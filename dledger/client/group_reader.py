@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dledger.allocation import difference, strategy
 from dledger.client.answers import Ended, MemberAnswers, MemberView
 from dledger.client.config import PushConsumerConfig
 from dledger.client.filters import Subscription, subscribe
@@ -23,7 +24,6 @@ from dledger.client.offsets import Offsets
 from dledger.client.ordering import LockKeeper, OrderedLine, QueueLocks
 from dledger.client.process_queue import ProcessQueue
 from dledger.client.puller import Puller
-from dledger.client.rebalance import difference, strategy
 from dledger.client.redelivery import BrokerRedelivery, LocalRedelivery
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession

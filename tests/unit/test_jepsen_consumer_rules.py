@@ -451,6 +451,7 @@ GOOD = {
         done(11, 1, 34, "c1"),
         done(10, 0, 45, "c0"),
     ],
+    "commits of a group that says nothing of consuming": [append(10, 0, 1, 0), commit(9, 2, 3)],
     "commits that overlap": [commit(3, 0, 5), commit(2, 1, 6), fetch(3, 7, 8), fetch(3, 9, 10)],
     "an indeterminate commit": [commit(3, 0, 5, "info"), fetch(None, 7, 8), fetch(3, 9, 10)],
     "compare-and-set": [
