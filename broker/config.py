@@ -265,6 +265,9 @@ class BrokerConfig:
         metrics_port: Port on which Prometheus finds `/metrics`, at `listen_host`; none by default,
             0 takes a free one.
         advertised_host: Host in routes and message ids; by default the one in `replicas`.
+        shared_address: *group*. An address that the leader takes over from the one before it, for
+            clients that are not ours; none by default. It must be able to move: between processes
+            of one machine, or with a virtual address.
         nameservers: Each is registered with on its own.
         auto_create_topics: *group*. A send may create its topic.
         auto_create_groups: *group*. A heartbeat may create its consumer groups.
@@ -289,6 +292,7 @@ class BrokerConfig:
     listen_port: int | None = None
     metrics_port: int | None = None
     advertised_host: str | None = None
+    shared_address: str | None = None
     nameservers: list[str] = field(default_factory=list)
     auto_create_topics: bool = True
     auto_create_groups: bool = True
@@ -315,6 +319,8 @@ class BrokerConfig:
             port = getattr(self, name)
             if port is not None and not 0 <= port <= 65_535:
                 raise ConfigError(name, port, "must lie in 0..65535")
+        if self.shared_address is not None:
+            parse_address(self.shared_address, "shared_address")
         for nameserver in self.nameservers:
             parse_address(nameserver, "nameservers")
         if len(set(self.nameservers)) != len(self.nameservers):

@@ -57,6 +57,7 @@ from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.replication import make_raft
 from broker.retention import Retention
+from broker.shared_address import SharedAddress
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.statistics import Statistics
@@ -472,10 +473,11 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        registrar = Registrar(context, catalog, client, config.nameservers)
+        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
-        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
-        for listener in mine:
+        parts = (registrar, shared, timers, *popping_parts)
+        for listener in (lock_clock, transactions, forwarder, *parts, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)

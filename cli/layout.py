@@ -284,7 +284,17 @@ def broker_settings(
         "replica_id": replica.id,
         "data_directory": str(home.resolve()),
         "listen_host": HOST,
+        "shared_address": _shared_address(group),
         "nameservers": [place.address for place in layout.nameservers],
         "replicas": [asdict(place) for place in group.replicas],
     }
     return {**settings, **layout.spec.settings}
+
+
+def _shared_address(group: GroupPlace) -> str:
+    """Returns where official clients find whoever leads a group.
+
+    The port of the first replica, on another loopback address: free wherever that one is. Where
+    there is no such address (macOS), the leader goes without.
+    """
+    return f"127.0.0.2:{group.replicas[0].address.rpartition(':')[2]}"
