@@ -20,6 +20,7 @@ from cli.errors import CommandError, ExitCode
 from cli.explain import explain
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
+from cli.trace import trace
 from dledger.errors import ConfigError, DLedgerError, InvariantError
 
 # The parser's own errors. typer brings its copy of click, whose module is private: the public
@@ -40,6 +41,7 @@ topic.app.command("quota")(quota.topic_quota)
 consumer.app.command("quota")(quota.group_quota)
 consumer.app.command("guard")(quota.group_guard)
 message.app.command("explain")(explain)
+message.app.command("trace")(trace)
 app.command()(lifecycle.up)
 app.command()(lifecycle.down)
 app.command()(lifecycle.status)
