@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import config, consumer, dlq, group, jepsen, lifecycle, message, quota, topic
+from cli import config, consumer, dlq, group, jepsen, lifecycle, message, quota, replica, topic
 from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
@@ -53,6 +53,7 @@ app.command()(bench)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
+app.add_typer(replica.app, name="replica")
 app.add_typer(message.app, name="message")
 app.add_typer(config.app, name="config")
 app.add_typer(dlq.app, name="dlq")
