@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, TypeVar
 
 SAMPLE_S: Final = 10.0
 KEYS_MAX: Final = 10_000
+PLACES_MAX: Final = 200_000  # of groups in queues
 # Upper ends of the classes of times, in seconds; a last class holds all above.
 TIME_CLASSES_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _DAY_MS: Final = 86_400_000
@@ -176,6 +177,7 @@ class Statistics:
         self._topics: dict[str, Flow] = {}
         self._groups: dict[tuple[str, str], Flow] = {}
         self._returns: dict[tuple[str, str], Flow] = {}
+        self._places: dict[tuple[str, int, int], int] = {}
 
     # --- the hot path -----------------------------------------------------------------------
 
@@ -194,6 +196,12 @@ class Statistics:
         flow = self._groups.get(key) or self._admit(self._groups, key)
         if flow is not None:
             flow.add(count, size_bytes)
+
+    def read_to(self, group: str, topic_id: int, queue_id: int, offset: int) -> None:
+        """Notes how far a group has been given a queue, whether or not it has consumed that."""
+        places, place = self._places, (group, topic_id, queue_id)
+        if place in places or len(places) < PLACES_MAX:
+            places[place] = offset
 
     def found_nothing(self) -> None:
         """Notes a pull that was answered without a message."""
@@ -219,6 +227,10 @@ class Statistics:
     def returns(self, name: str, topic: str) -> Flow | None:
         """Returns what a group handed back of a topic."""
         return self._returns.get((name, topic))
+
+    def place(self, group: str, topic_id: int, queue_id: int) -> int | None:
+        """Returns how far a group was given a queue by this replica, None if it was not."""
+        return self._places.get((group, topic_id, queue_id))
 
     def topics(self) -> Iterator[tuple[str, Flow]]:
         """Yields all topics."""
