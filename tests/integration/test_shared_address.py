@@ -1,10 +1,16 @@
-"""The address that a group's leader takes over, as clients that are not ours see it."""
+"""How clients that are not ours find the next leader, and pull from it."""
 
 import asyncio
 import socket
 
 from dledger.codes import RequestCode
-from dledger.remoting.bodies import decode_topic_route
+from dledger.model import MessageQueue
+from dledger.remoting.bodies import (
+    LockBatchBody,
+    decode_consumer_ids,
+    decode_topic_route,
+    encode_lock_batch,
+)
 from tests.support.brokers import TestClient, eventually
 from tests.support.cluster import cluster
 from tests.support.foreign import call_as
@@ -103,5 +109,61 @@ def test_a_deposed_leader_leaves_the_address(tmp_path):
 
             await eventually(is_at_the_successor, "newcomers reach the new leader")
             await newcomer.close()
+
+    asyncio.run(run())
+
+
+async def member_ids(address, group, language):
+    code = RequestCode.GET_CONSUMER_LIST_BY_GROUP
+    answer = await call_as(address, code, {"consumerGroup": group}, language=language)
+    return decode_consumer_ids(answer.body) if answer.code == 0 else None
+
+
+def test_members_give_their_queues_back_when_a_leader_died_and_take_them_anew(tmp_path):
+    async def run():
+        async with cluster(tmp_path) as group:
+            await group.create_topic("t")
+            clients = [TestClient(broker.address) for broker in group.brokers.values()]
+            for client in clients:
+                await client.heartbeat("c1", "free", {"t": "*"})
+                await client.heartbeat("c1", "ordered", {"t": "*"})
+            body = LockBatchBody("ordered", "c1", [MessageQueue("t", "broker-a", 0)])
+            code = RequestCode.LOCK_BATCH_MQ
+            answer = await clients[0].call(code, None, encode_lock_batch(body))
+            assert answer.code == 0, answer.remark
+            leader = await group.kill_leader()
+            assert await member_ids(leader.address, "free", "GO") == ["nobody"]
+            assert await member_ids(leader.address, "free", "PYTHON") == ["c1"]
+            assert await member_ids(leader.address, "ordered", "GO") == ["c1"]
+
+            async def is_back():
+                return await member_ids(leader.address, "free", "GO") == ["c1"]
+
+            await eventually(is_back, "the members are shown again")
+            [mine] = [client for client in clients if client.address == leader.address]
+            told = (RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, "free")
+            await eventually(
+                lambda: mine.pushed.count(told) >= 2, "members are told before and after"
+            )
+            for client in clients:
+                await client.close()
+
+    asyncio.run(run())
+
+
+def test_members_keep_their_queues_when_a_leader_hands_over(tmp_path):
+    async def run():
+        async with cluster(tmp_path) as group:
+            await group.create_topic("t")
+            clients = [TestClient(broker.address) for broker in group.brokers.values()]
+            for client in clients:
+                await client.heartbeat("c1", "free", {"t": "*"})
+            leader = await group.leader()
+            await leader.raft.transfer_leadership()
+            successor = await group.leader()
+            assert successor is not leader
+            assert await member_ids(successor.address, "free", "GO") == ["c1"]
+            for client in clients:
+                await client.close()
 
     asyncio.run(run())
