@@ -57,6 +57,7 @@ from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
 from broker.replication import make_raft
 from broker.retention import Retention
+from broker.shared_address import SharedAddress
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.statistics import Statistics
@@ -472,10 +473,11 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        registrar = Registrar(context, catalog, client, config.nameservers)
+        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
-        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
-        for listener in mine:
+        parts = (registrar, shared, timers, *popping_parts)
+        for listener in (lock_clock, transactions, forwarder, *parts, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -519,7 +521,7 @@ class Broker:
             client,
             self._tasks,
             replica_id=self.config.replica_id,
-            address_of=self.config.address_of,
+            address_of=context.address_of,
             handle_here=dispatcher.handle,
             counters=context.counters,
             limits=ForwarderLimits(
@@ -573,7 +575,7 @@ class Broker:
 
     def _spawn_leadership(self, parts: Parts) -> None:
         config, gate = self.config, parts.context.gate
-        has_room = RoomQuestions(parts.client, config.address_of).has_room
+        has_room = RoomQuestions(parts.client, parts.context.address_of).has_room
         leaving = leave_full_disk(
             parts.raft, lambda: gate.has_room_to_lead, has_room, config.timing.disk_check_s
         )

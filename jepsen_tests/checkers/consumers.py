@@ -259,7 +259,10 @@ class GroupJudge:
                 self.add("D8", "vanished", text, last.number)
 
     def _excuses(self, deliveries: list[Delivery]) -> int:
-        """Counts what may have begun the attempts anew: faults, and new owners of its queues."""
+        """Counts the faults and the changes of owner that overlap the life of a message.
+
+        Retries come from a queue of their own, which changes owners as any other does.
+        """
         first, last = deliveries[0], deliveries[-1]
         faults = sum(
             fault.inv <= last.t and (fault.ret is None or fault.ret >= first.t)

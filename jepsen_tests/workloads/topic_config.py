@@ -19,7 +19,7 @@ from jepsen_tests.workloads.recorder import Process, Recorder, now_ns, short
 
 TOPICS = 6
 PROCESSES = 3
-_RATE_PER_TOPIC = 6.0  # each is searched for a legal order
+_RATE_PER_TOPIC = 4.0  # each is searched for a legal order
 _WRITES = 0.5
 _REST_S = 0.2
 
