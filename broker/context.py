@@ -24,6 +24,9 @@ from dledger.errors import (
     InvariantError,
 )
 from dledger.model import Role
+from dledger.raft.changes import Changes
+from dledger.raft.configuration import Configuration, Member
+from dledger.raft.protocols import Identity
 from store.state_store import StateStore
 
 # After these nothing of this replica is to be trusted: the process ends.
@@ -49,6 +52,13 @@ class RaftView(Protocol):
     def durable_index(self) -> int: ...  # noqa: D102
     @property
     def pending_bytes(self) -> int: ...  # noqa: D102
+
+    @property
+    def changes(self) -> Changes: ...  # noqa: D102
+    @property
+    def configuration(self) -> Configuration: ...  # noqa: D102
+    @property
+    def identity(self) -> Identity: ...  # noqa: D102
 
     def peer_progress(self) -> dict[str, dict[str, int]]:
         """On a leader: how far each follower is."""
@@ -172,3 +182,19 @@ class BrokerContext:
     def address(self) -> str:
         """Where clients reach this replica, as `host:port`."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def member(self) -> Member | None:
+        """This replica in the group's configuration; None if it is not in it."""
+        return self.raft.configuration.member(self.config.replica_id)
+
+    @property
+    def follower_broker_id(self) -> int:
+        """Under which broker id this replica registers while it does not lead."""
+        member = self.member
+        return self.config.follower_broker_id if member is None else member.number + 1
+
+    def address_of(self, replica_id: str | None) -> str | None:
+        """Returns the client address of a replica of the group, None for an unknown one."""
+        member = self.raft.configuration.member(replica_id)
+        return None if member is None else member.address

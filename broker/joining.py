@@ -1,6 +1,6 @@
 """A data directory that is to join a group: made by `dledger replica rebuild` and `add-replica`.
 
-    DATA/join        msgpack: who this replica will be, and the group as its leader described it
+    DATA/join        JSON: who this replica will be, and the group as its leader described it
 
 It is read when the log is a new one; from then on the log's own files say who this replica is. The
 old data lies beside, in `DATA/old-<time>/`, until somebody removes it.
@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from dledger.errors import StoreError
-from dledger.raft.configuration import Configuration
+from dledger.remoting.members import GroupConfiguration
 from store.lmdb_env import store_errors
 
 JOIN_FILE: Final = "join"
@@ -28,7 +28,7 @@ class Joining(msgspec.Struct, frozen=True):
 
     replica_id: str
     incarnation: int
-    configuration: Configuration
+    configuration: GroupConfiguration
 
 
 def read_joining(directory: Path) -> Joining | None:
@@ -42,7 +42,7 @@ def read_joining(directory: Path) -> Joining | None:
     except FileNotFoundError:
         return None
     try:
-        return msgspec.msgpack.decode(data, type=Joining)
+        return msgspec.json.decode(data, type=Joining)
     except msgspec.DecodeError as error:
         raise StoreError(f"{directory / JOIN_FILE} is damaged: {error}") from error
 
@@ -70,7 +70,7 @@ def write_joining(directory: Path, joining: Joining) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / (JOIN_FILE + ".new")
         with temporary.open("wb") as file:
-            file.write(msgspec.msgpack.encode(joining))
+            file.write(msgspec.json.encode(joining))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(directory / JOIN_FILE)

@@ -189,7 +189,7 @@ class Registrar:
     def _broker_id(self) -> int:
         if self._context.raft.is_serving:
             return LEADER_ID
-        return self._context.config.follower_broker_id
+        return self._context.follower_broker_id
 
     def _encoded_body(self) -> bytes:
         key = (self._topics_version, self._context.raft.term)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import random as random_module
 from collections.abc import Callable
 
+import msgspec
+
 from broker.config import BrokerConfig, parse_address
 from broker.installing import Installer
 from broker.joining import read_joining
 from broker.state_machine import BrokerStateMachine
 from dledger.clock import Clock
+from dledger.errors import StoreError
 from dledger.raft.configuration import Configuration, Member, bootstrap
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
+from dledger.remoting.members import GroupConfiguration, GroupMember
 from store.commit_log import CommitLog
 
 
@@ -29,6 +33,37 @@ def first_configuration(config: BrokerConfig) -> Configuration:
         for number, replica in enumerate(config.replicas)
     ]
     return bootstrap(members)
+
+
+def describe(configuration: Configuration) -> GroupConfiguration:
+    """Returns a configuration as clients and files see it."""
+    return GroupConfiguration(
+        index=configuration.index,
+        term=configuration.term,
+        next_incarnation=configuration.next_incarnation,
+        members=tuple(
+            GroupMember(
+                id=member.id,
+                number=member.number,
+                incarnation=member.incarnation,
+                address=member.address,
+                raft_address=member.raft_address,
+                is_voter=member.is_voter,
+            )
+            for member in configuration.members
+        ),
+    )
+
+
+def _told(told: GroupConfiguration) -> Configuration:
+    """Returns the configuration that a leader described."""
+    members = tuple(Member(**msgspec.structs.asdict(member)) for member in told.members)
+    return Configuration(
+        members=members,
+        next_incarnation=told.next_incarnation,
+        index=told.index,
+        term=told.term,
+    )
 
 
 def make_raft(
@@ -60,9 +95,14 @@ def make_raft(
         random,
     )
     joining = read_joining(config.data_directory)
+    if joining is not None and joining.replica_id != config.replica_id:
+        raise StoreError(
+            f"{config.data_directory} was prepared for replica {joining.replica_id}, not for "
+            f"{config.replica_id}"
+        )
     return RaftNode(
         replica_id=config.replica_id,
-        bootstrap=first_configuration(config) if joining is None else joining.configuration,
+        bootstrap=first_configuration(config) if joining is None else _told(joining.configuration),
         config=config.raft,
         log=log,
         machine=machine,

@@ -464,7 +464,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
-            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
+            assignment=AssignmentProcessor(context, catalog, client, clients.shares_changed),
             statistics=StatisticsProcessor(context, reader),
             inspection=InspectionProcessor(context, reader),
             relays=RelayProcessor(context, reader, clients),
@@ -521,7 +521,7 @@ class Broker:
             client,
             self._tasks,
             replica_id=self.config.replica_id,
-            address_of=self.config.address_of,
+            address_of=context.address_of,
             handle_here=dispatcher.handle,
             counters=context.counters,
             limits=ForwarderLimits(
@@ -575,7 +575,7 @@ class Broker:
 
     def _spawn_leadership(self, parts: Parts) -> None:
         config, gate = self.config, parts.context.gate
-        has_room = RoomQuestions(parts.client, config.address_of).has_room
+        has_room = RoomQuestions(parts.client, parts.context.address_of).has_room
         leaving = leave_full_disk(
             parts.raft, lambda: gate.has_room_to_lead, has_room, config.timing.disk_check_s
         )

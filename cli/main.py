@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import config, consumer, dlq, group, jepsen, lifecycle, message, quota, topic
+from cli import config, consumer, dlq, group, jepsen, lifecycle, message, quota, replica, topic
 from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
@@ -20,6 +20,7 @@ from cli.errors import CommandError, ExitCode
 from cli.explain import explain
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
+from cli.trace import trace
 from dledger.errors import ConfigError, DLedgerError, InvariantError
 
 # The parser's own errors. typer brings its copy of click, whose module is private: the public
@@ -40,6 +41,7 @@ topic.app.command("quota")(quota.topic_quota)
 consumer.app.command("quota")(quota.group_quota)
 consumer.app.command("guard")(quota.group_guard)
 message.app.command("explain")(explain)
+message.app.command("trace")(trace)
 app.command()(lifecycle.up)
 app.command()(lifecycle.down)
 app.command()(lifecycle.status)
@@ -51,6 +53,7 @@ app.command()(bench)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
+app.add_typer(replica.app, name="replica")
 app.add_typer(message.app, name="message")
 app.add_typer(config.app, name="config")
 app.add_typer(dlq.app, name="dlq")

@@ -72,8 +72,7 @@ class ForeignRun:
             self.pool.run(self._plan("setup", 0), 30.0)
             begin_ns = self.log.phase("load")
             kinds = self.workload.workers if self.workload.foreign else ("log-client",)
-            for number, kind in enumerate(kinds, start=1):
-                self.pool.start(self._plan(kind, number))
+            self.pool.start(*(self._plan(kind, number) for number, kind in enumerate(kinds, 1)))
             deaths = random.Random(f"{self.options.seed}-deaths")
             mortality = Mortality(
                 self.pool,

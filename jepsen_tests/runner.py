@@ -232,8 +232,8 @@ class _Run:
         self._count()
 
     def _load(self) -> None:
-        for number, kind in enumerate(self.workload.workers, start=1):
-            self.pool.start(self._plan(kind, number, self.clients[number - 1]))
+        kinds = zip(self.workload.workers, self.clients, strict=True)
+        self.pool.start(*(self._plan(kind, n, host) for n, (kind, host) in enumerate(kinds, 1)))
         bench = Bench(
             cluster=self.cluster,
             network=self.network,

@@ -126,12 +126,20 @@ class WorkerPool:
         directory.mkdir(parents=True, exist_ok=True)
         self.workers: list[WorkerProcess] = []
 
-    def start(self, plan: WorkerPlan) -> WorkerProcess:
-        """Starts a client process and waits until it works."""
-        worker = WorkerProcess(plan, self._network.command_prefix(plan.host), self._directory)
-        self.workers.append(worker)
-        worker.wait_ready()
-        return worker
+    def start(self, *plans: WorkerPlan) -> list[WorkerProcess]:
+        """Starts client processes, all at once, and waits until they work.
+
+        Raises:
+            HarnessError: One ended or takes too long.
+        """
+        started = [
+            WorkerProcess(plan, self._network.command_prefix(plan.host), self._directory)
+            for plan in plans
+        ]
+        self.workers += started
+        for worker in started:
+            worker.wait_ready()
+        return started
 
     def replace(self, old: WorkerProcess, plan: WorkerPlan) -> WorkerProcess:
         """Starts a client process in place of one that was killed; does not wait for it."""
@@ -146,7 +154,7 @@ class WorkerPool:
         Raises:
             HarnessError: It failed.
         """
-        worker = self.start(plan)
+        [worker] = self.start(plan)
         code = worker.wait_done(timeout_s)
         if code:
             raise HarnessError(f"{plan.kind} failed ({code}): {worker.tail()}")

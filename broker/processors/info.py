@@ -6,6 +6,7 @@ from broker.context import BrokerContext
 from broker.statistics import Meter
 from dledger.codes import PROTOCOL_VERSION
 from dledger.model import Role
+from dledger.raft.configuration import Member
 from dledger.remoting.bodies import encode_kv_table
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection
@@ -29,7 +30,7 @@ class InfoProcessor:
         counters = context.counters
         long_polls = context.long_polls.statistics()
         clients = context.clients.statistics()
-        leader = context.config.address_of(raft.leader_id)
+        leader = context.address_of(raft.leader_id)
         now_ms = context.clock.wall_ms()
         free_bytes = context.gate.free_bytes
         values: dict[str, object] = {
@@ -61,6 +62,11 @@ class InfoProcessor:
             "raftLeaderAddress": leader or "",
             "raftServing": raft.is_serving,
             "raftAddress": context.config.replica.raft_address,
+            "raftMember": _membership(context.member),
+            "raftIncarnation": raft.identity.incarnation,
+            "raftConfigurationIndex": raft.configuration.index,
+            "raftVoters": ";".join(raft.configuration.voters),
+            "raftLearners": ";".join(raft.configuration.learners),
             "raftPendingBytes": raft.pending_bytes,
             "commitIndex": raft.commit_index,
             "appliedIndex": raft.applied_index,
@@ -112,6 +118,12 @@ class InfoProcessor:
             "putMessageAverageSize": round(statistics.put.bytes.amount / max(1, put.amount), 1),
             "putLatencyMillis": round(statistics.put.seconds.minute(now_s).per_time * 1000, 3),
         }
+
+
+def _membership(member: Member | None) -> str:
+    if member is None:
+        return "none"
+    return "voter" if member.is_voter else "learner"
 
 
 def _text(value: object) -> str:

@@ -501,6 +501,20 @@ class TransferLeaderResponse(Struct, kw_only=True):
     replica_id: str = field(name="replicaId", default="")
 
 
+class AddReplicaHeader(Struct, kw_only=True):
+    """ADD_REPLICA: who joins the group, and where it is."""
+
+    replica_id: str = field(name="replicaId")
+    address: str
+    raft_address: str = field(name="raftAddress")
+
+
+class RemoveReplicaHeader(Struct, kw_only=True):
+    """REMOVE_REPLICA: who leaves the group."""
+
+    replica_id: str = field(name="replicaId")
+
+
 # The header of each request; `None` where a request has no fields of its own.
 REQUEST_HEADERS: MappingProxyType[RequestCode, type[Struct] | None] = MappingProxyType(
     {

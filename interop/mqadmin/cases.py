@@ -196,6 +196,8 @@ def _messages(f: Facts) -> list[Case]:
             r"MSGID|msgId",
         ),
         _case(["sendMessage", "-t", f.topic, "-p", "from mqadmin"], "SEND_OK"),
+        _case(["queryMsgTraceById", "-i", f.unique_key], "Pub", f.group, "success"),
+        _case(["sendMessage", "-t", f.topic, "-p", "traced", "-m", "true"], "SEND_OK"),
         _case(["consumeMessage", "-t", f.topic, "-c", "5"], r"MSGID|Consume ok"),
         _case(
             [

@@ -166,6 +166,7 @@ class GroupJudge:
                 if before is None:
                     # Each retry puts one copy at a place of its own.
                     caused = caused or self._was_retried(value, 0, late.t, len(places))
+                    caused = caused or self._handed_back_twice(value, late)
                     before = early
                 places[late.queue, late.offset] = late
                 if caused:
@@ -179,6 +180,11 @@ class GroupJudge:
         if limit is not None and self.duplicates > limit and last is not None:
             text = f"{self.duplicates} duplicates, at most {limit} are allowed"
             self.add("D7", "too many duplicates", text, last.number)
+
+    def _handed_back_twice(self, value: Value, late: Delivery) -> bool:
+        """Whether a copy may be there because handing back met a fault, and was done again."""
+        failed = [ending.t for ending in self.ends_of.get(value, ()) if ending.result != "ok"]
+        return bool(failed) and self.history.fault_between(min(failed), late.t)
 
     def _was_retried(self, value: Value, begin: int, end: int, times: int) -> bool:
         retries = sum(
@@ -240,7 +246,7 @@ class GroupJudge:
             first, last = deliveries[0], deliveries[-1]
             dead = self.events.dead.get(value)
             consumed = next((e for e in self.ends_of.get(value, ()) if e.result == "ok"), None)
-            excuses = self._excuses(first, last)
+            excuses = self._excuses(deliveries)
             # A redelivery after a lost commit begins to count its attempts anew.
             if limit is not None and len(deliveries) > limit * (1 + excuses):
                 text = f"value {value}: {len(deliveries)} deliveries, {limit} attempts allowed"
@@ -252,12 +258,18 @@ class GroupJudge:
                 text = f"value {value} was delivered, but neither consumed nor dead-lettered"
                 self.add("D8", "vanished", text, last.number)
 
-    def _excuses(self, first: Delivery, last: Delivery) -> int:
+    def _excuses(self, deliveries: list[Delivery]) -> int:
+        """Counts the faults and the changes of owner that overlap the life of a message.
+
+        Retries come from a queue of their own, which changes owners as any other does.
+        """
+        first, last = deliveries[0], deliveries[-1]
         faults = sum(
             fault.inv <= last.t and (fault.ret is None or fault.ret >= first.t)
             for fault in self.history.faults
         )
-        owners = self.owners_of.get(first.queue, ())
+        queues = {delivery.queue for delivery in deliveries}
+        owners = [owner for queue in queues for owner in self.owners_of.get(queue, ())]
         return faults + sum(first.t <= owner.t <= last.t and owner.begins for owner in owners)
 
     def add(self, rule: str, kind: str, text: str, *witnesses: int) -> None:

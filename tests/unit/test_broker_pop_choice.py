@@ -1,53 +1,9 @@
 """What a pop takes of a queue."""
 
-from struct import Struct
-
 from broker import pop_choice
-from broker.commands import encode_commit_offsets, encode_put_topic
-from broker.pop_choice import QueueView, Wish
-from broker.pop_state import Ack, AckMessages, PopMessages, RunKey, pack_bits
-from dledger.model import TopicConfig
-from tests.support.machine import Machine
-
-UNIT = Struct(">qiq")
-
-
-class State:
-    """The tables of a machine over a queue of so many messages; every third has tag 3."""
-
-    def __init__(self, path, count, *, offset_min=0, size=100):
-        self.machine = Machine(path)
-        (self.topic,) = self.machine.apply(encode_put_topic(TopicConfig(name="t")))
-        self.bounds = (offset_min, count)
-        self.size = size
-        self.read_max = 0
-
-    @property
-    def rows(self):
-        return self.machine.store.rows
-
-    def queue_bounds(self, _topic_id, _queue_id):
-        return self.bounds
-
-    def consumer_offset(self, group, topic, queue_id):
-        return self.machine.store.consumer_offset(group, topic, queue_id)
-
-    def read_unit_bytes(self, _topic_id, _queue_id, start, count):
-        assert self.bounds[0] <= start
-        self.read_max = max(self.read_max, count)
-        stop = min(start + count, self.bounds[1])
-        return b"".join(UNIT.pack(n * 100, self.size, n % 3) for n in range(start, stop))
-
-    def choose(self, now_ms=0, *, count_max=32, bytes_max=1 << 20, **wish):
-        view = QueueView(self, Wish("g", **wish), self.topic, 0, lambda: self.bounds[0])
-        return view.choose(now_ms, count_max=count_max, bytes_max=bytes_max)
-
-    def pop(self, now_ms=0, *, invisible_ms=100, attempt_id="", **more):
-        choice = self.choose(now_ms, **more)
-        command = PopMessages("g", now_ms, invisible_ms, attempt_id, [choice.part])
-        (popped,) = self.machine.apply(command)
-        assert popped.accepted == (True,)
-        return choice, RunKey(choice.part.start, popped.pop_ms)
+from broker.commands import encode_commit_offsets
+from broker.pop_state import Ack, AckMessages, Change, ChangeVisibility, pack_bits
+from tests.support.pop_queue import PopQueue as State
 
 
 def offsets(choice):
@@ -118,6 +74,9 @@ def test_order_blocks_and_an_attempt_repeats(tmp_path):
     state.machine.apply(AckMessages([Ack("g", "t", 0, key, pack_bits(0b011))]))
     assert not state.choose(50, order=True).messages, "the last one is out still"
     assert offsets(state.choose(100, order=True)) == [2], "and nothing new before it is done"
+    state.pop(100, order=True, attempt_id="a")
+    assert not state.choose(150, order=True, attempt_id="b").messages
+    assert offsets(state.choose(150, order=True, attempt_id="a")) == [2]
 
 
 def test_the_dead_are_named_and_not_given_out(tmp_path):
@@ -143,3 +102,23 @@ def test_the_cost_does_not_depend_on_the_backlog(tmp_path):
     state = State(tmp_path, 10_000_000)
     state.pop(count_max=16)
     assert state.read_max == 16
+
+
+def test_in_order_nothing_passes_what_is_out_or_dead(tmp_path):
+    state = State(tmp_path, 5)
+    _, key = state.pop(order=True, count_max=3)
+    longer = Change("g", "t", 0, key, 0, 500)
+    state.machine.apply(ChangeVisibility(0, [longer]))
+    assert not state.choose(100, order=True).messages, "the first is out still"
+    assert offsets(state.choose(500, order=True)) == [0, 1, 2]
+    dead = state.choose(500, order=True, deliveries_max=lambda at, _size: 1 if at == 0 else None)
+    assert not dead.messages and [entry.offset for entry in dead.dead] == [0]
+
+
+def test_in_order_what_came_again_alone_still_comes_first(tmp_path):
+    state = State(tmp_path, 5)
+    state.pop(order=True, count_max=3)
+    again, _ = state.pop(100, order=True, count_max=1)
+    assert offsets(again) == [0]
+    assert not state.choose(150, order=True).messages
+    assert offsets(state.choose(200, order=True)) == [0]
