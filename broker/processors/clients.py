@@ -85,6 +85,7 @@ class ClientProcessor:
         self._fingerprints: dict[int, int] = {}
         self._changed: set[str] = set()
         self._asked = 0
+        self._leader_before = ""
         self._released: set[str] = set()
         self._reminder: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -252,15 +253,30 @@ class ClientProcessor:
         for group in self._context.clients.expire(self._now_ms()):
             self._notify_later(group)
 
+    # --- RaftListener -----------------------------------------------------------------------
+
+    def on_serving(self, term: int) -> None:
+        """Does nothing: the broker calls `notify_all` when it is ready for it."""
+
+    def on_stopped_serving(self) -> None:
+        """Does nothing: what is due is left out when this replica does not serve."""
+
+    def on_leader_changed(self, leader_id: str | None, term: int) -> None:
+        """Remembers who led before this replica."""
+        if leader_id is not None and leader_id != self._context.config.replica_id:
+            self._leader_before = leader_id
+
+    # --- changes of members -----------------------------------------------------------------
+
     def notify_all(self) -> None:
         """Lets the members of all groups look at one another anew, under a new leader.
 
         Who joined or left while there was none has not been told to anybody.
         """
         groups = self._context.clients.consumer_groups()
-        progress = self._context.raft.peer_progress().values()
-        if not all(peer["connected"] for peer in progress):
-            # The leader before us died, most likely, and with it the pulls that were parked there.
+        before = self._context.raft.peer_progress().get(self._leader_before)
+        if before is not None and not before["connected"]:
+            # The leader before us is gone, and with it the pulls that were parked there.
             self._released = {group for group in groups if not self._is_ordered(group)}
             self._remind(RELEASE_REMINDERS)
         for group in groups:
