@@ -57,6 +57,7 @@ class Plan:
         body_bytes: Largest message body.
         window: Operations one client has under way at a time (broker layer).
         append_bytes_max: Entries that a leader sends in one message.
+        changes_gap_s: Mean time between two changes of the group; 0: none (raft layer).
     """
 
     seed: int
@@ -74,6 +75,7 @@ class Plan:
     body_bytes: int = 600
     window: int = 4
     append_bytes_max: int = 1024 * 1024
+    changes_gap_s: float = 0.0
 
 
 def make_plan(
@@ -107,4 +109,6 @@ def make_plan(
         body_bytes=random.choice((10, 300, 3_000, 12_000)),
         window=random.choice((1, 2, 6)),
         append_bytes_max=random.choice((1_000, 20_000, 1024 * 1024)),
+        # Of its own, so that a seed's other faults are what they were before.
+        changes_gap_s=Random(f"changes/{seed}").choice((0.0, 0.0, 1.0, 4.0)),
     )
