@@ -11,7 +11,9 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls lint fmt wheel clean
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench lint fmt \
+	wheel clean
+.PHONY: interop interop-java interop-go interop-node interop-standstill
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
@@ -20,8 +22,10 @@ help:
 	@echo "make jepsen-full    the same with every fault and workload; about an hour"
 	@echo "make check-checkers   the history checkers against brute force, and their speed"
 	@echo "make check-controls   planted faults, each of which the simulation must find"
+	@echo "make interop   RocketMQ's official clients against a cluster (JDK, Maven, Go, Node)"
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
+	@echo "make bench  the table of figures, measured in one run"
 	@echo "make wheel  build the wheel into dist/"
 
 # The stamp makes the second time quick: it is rebuilt only when the dependencies change.
@@ -59,6 +63,22 @@ check-checkers: $(STAMP)
 check-controls: $(STAMP)
 	$(BIN)/python -m jepsen_tests.sim.control_table --jobs 2 --write
 
+# Official clients from their registries, which needs a JDK, Maven, Go and Node: docs/compatibility.md
+interop: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run
+
+interop-java: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run --client java-4.9.8 --client java-5.3.3
+
+interop-go interop-node: interop-%: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run --client $*
+
+# How long each official client stands still when the leader is killed: about half an hour.
+KILLS ?= 5
+interop-standstill: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.run --standstill $(KILLS) --groups 1
+	PYTHONPATH=. $(BIN)/python -m interop.run --standstill $(KILLS) --groups 2
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -68,6 +88,10 @@ lint: $(STAMP)
 fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# On a machine that does nothing else; about ten minutes.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/table.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

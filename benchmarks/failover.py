@@ -30,7 +30,10 @@ def all_caught_up(status) -> bool:
     return len(replicas) == sum(replica.alive for replica in replicas) and len(applied) == 1
 
 
-async def trials(cluster: LocalCluster, count: int) -> list[float]:
+async def trials(
+    cluster: LocalCluster, count: int, fault: signal.Signals = signal.SIGKILL
+) -> list[float]:
+    """Returns the pauses in ms; after SIGSTOP the old leader is woken when the send has come."""
     async with AsyncAdmin(nameserver=cluster.nameserver) as admin:
         await admin.create_topic("bench")
     gaps: list[float] = []
@@ -40,7 +43,7 @@ async def trials(cluster: LocalCluster, count: int) -> list[float]:
                 await producer.send(Message("bench", b"before"))
             leader = cluster.leader()
             killed_at = time.perf_counter()
-            cluster.kill(leader, signal.SIGKILL)
+            cluster.kill(leader, fault)
             result = await producer.send(Message("bench", b"after"))
             gaps.append((time.perf_counter() - killed_at) * 1000)
             print(
@@ -48,7 +51,10 @@ async def trials(cluster: LocalCluster, count: int) -> list[float]:
                 f"  attempts with unknown outcome: {result.outcome_unknown_attempts}",
                 flush=True,
             )
-            cluster.start_one(leader)
+            if fault is signal.SIGSTOP:
+                cluster.kill(leader, signal.SIGCONT)
+            else:
+                cluster.start_one(leader)
             await asyncio.to_thread(cluster.wait, all_caught_up, FOLLOWERS_TIMEOUT_S)
     return gaps
 

@@ -21,7 +21,7 @@ from store.producer_lanes import LaneLimits
 NAME = re.compile(r"[A-Za-z0-9_-]{1,127}")
 # Identifiers of replicas become file and log names elsewhere: letters, digits, dots, dashes.
 REPLICA_ID = re.compile(r"[A-Za-z0-9_.-]{1,127}")
-GROUP_SIZES = (1, 3, 5)
+GROUP_SIZE_MAX = 9
 
 
 def parse_address(text: str, name: str = "address") -> tuple[str, int]:
@@ -256,11 +256,18 @@ class BrokerConfig:
         cluster_name: *group*. The cluster this group belongs to.
         broker_name: *group*. The identity of this group of replicas towards clients.
         replica_id: Which of `replicas` this process is.
-        replicas: *group*. All members in the same order everywhere: the position is the number.
+        replicas: *group*. Whom the group begins with, in the same order everywhere: the position is
+            the number. Once the group has changed, its log says who belongs to it; a replica
+            that was added later has itself here as well.
         data_directory: Holds `log/` and `state/`; one process at a time.
         listen_host: Address to bind for clients. Loopback unless told otherwise.
         listen_port: Port to bind for clients; 0 takes a free one (single replica only).
+        metrics_port: Port on which Prometheus finds `/metrics`, at `listen_host`; none by default,
+            0 takes a free one.
         advertised_host: Host in routes and message ids; by default the one in `replicas`.
+        shared_address: *group*. An address that the leader takes over from the one before it, for
+            clients that are not ours; none by default. It must be able to move: between processes
+            of one machine, or with a virtual address.
         nameservers: Each is registered with on its own.
         auto_create_topics: *group*. A send may create its topic.
         auto_create_groups: *group*. A heartbeat may create its consumer groups.
@@ -283,7 +290,9 @@ class BrokerConfig:
     broker_name: str = "broker-a"
     listen_host: str = "127.0.0.1"
     listen_port: int | None = None
+    metrics_port: int | None = None
     advertised_host: str | None = None
+    shared_address: str | None = None
     nameservers: list[str] = field(default_factory=list)
     auto_create_topics: bool = True
     auto_create_groups: bool = True
@@ -306,8 +315,12 @@ class BrokerConfig:
                 rule = "must be 1 to 127 letters, digits, '_' or '-'"
                 raise ConfigError(name, getattr(self, name), rule)
         self._check_replicas()
-        if self.listen_port is not None and not 0 <= self.listen_port <= 65_535:
-            raise ConfigError("listen_port", self.listen_port, "must lie in 0..65535")
+        for name in ("listen_port", "metrics_port"):
+            port = getattr(self, name)
+            if port is not None and not 0 <= port <= 65_535:
+                raise ConfigError(name, port, "must lie in 0..65535")
+        if self.shared_address is not None:
+            parse_address(self.shared_address, "shared_address")
         for nameserver in self.nameservers:
             parse_address(nameserver, "nameservers")
         if len(set(self.nameservers)) != len(self.nameservers):
@@ -319,8 +332,9 @@ class BrokerConfig:
             raise ConfigError("default_queue_count", self.default_queue_count, rule)
 
     def _check_replicas(self) -> None:
-        if len(self.replicas) not in GROUP_SIZES:
-            raise ConfigError("replicas", len(self.replicas), "must be 1, 3 or 5 replicas")
+        if not 1 <= len(self.replicas) <= GROUP_SIZE_MAX:
+            rule = f"must be 1 to {GROUP_SIZE_MAX} replicas (1, 3 or 5 make sense to begin with)"
+            raise ConfigError("replicas", len(self.replicas), rule)
         ids = [replica.id for replica in self.replicas]
         if self.replica_id not in ids:
             rule = f"must be one of the replicas: {', '.join(ids)}"
@@ -367,13 +381,6 @@ class BrokerConfig:
         """
         host, port = parse_address(self.replica.address)
         return self.advertised_host or host, port or bound_port
-
-    def address_of(self, replica_id: str | None) -> str | None:
-        """Returns the client address of a replica, None for an unknown one."""
-        for replica in self.replicas:
-            if replica.id == replica_id:
-                return replica.address
-        return None
 
 
 def load_broker_config(path: str | Path) -> BrokerConfig:

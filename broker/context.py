@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from broker.appender import Appender
@@ -23,6 +24,9 @@ from dledger.errors import (
     InvariantError,
 )
 from dledger.model import Role
+from dledger.raft.changes import Changes
+from dledger.raft.configuration import Configuration, Member
+from dledger.raft.protocols import Identity
 from store.state_store import StateStore
 
 # After these nothing of this replica is to be trusted: the process ends.
@@ -48,6 +52,13 @@ class RaftView(Protocol):
     def durable_index(self) -> int: ...  # noqa: D102
     @property
     def pending_bytes(self) -> int: ...  # noqa: D102
+
+    @property
+    def changes(self) -> Changes: ...  # noqa: D102
+    @property
+    def configuration(self) -> Configuration: ...  # noqa: D102
+    @property
+    def identity(self) -> Identity: ...  # noqa: D102
 
     def peer_progress(self) -> dict[str, dict[str, int]]:
         """On a leader: how far each follower is."""
@@ -97,6 +108,10 @@ class LogView(Protocol):
         """Bytes of the log on disk."""
         ...
 
+    def locate(self, physical_offset: int) -> tuple[int, int] | None:
+        """Returns index and term of the entry that holds a byte."""
+        ...
+
     def read(self, physical_offset: int, size_bytes: int) -> memoryview:
         """Returns stored bytes."""
         ...
@@ -108,6 +123,14 @@ class Counters:
 
     forwarded: int = 0
     deduplicated: int = 0
+
+
+def program_version() -> str:
+    """Returns the installed version of this program; empty if it was not installed."""
+    try:
+        return version("dledger-mq")
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +152,7 @@ class BrokerContext:
         host, port: Where clients reach this replica.
         boot_ms: When it started.
         pid: Of the process, for people.
+        program_version: Of this program.
         statistics: What passes through.
         quotas: How much of it may.
         counters: What runtime information shows, by name.
@@ -151,9 +175,26 @@ class BrokerContext:
     statistics: Statistics
     quotas: Quotas = field(default_factory=Quotas)
     pid: int = field(default_factory=os.getpid)
+    program_version: str = field(default_factory=program_version)
     counters: Counters = field(default_factory=Counters)
 
     @property
     def address(self) -> str:
         """Where clients reach this replica, as `host:port`."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def member(self) -> Member | None:
+        """This replica in the group's configuration; None if it is not in it."""
+        return self.raft.configuration.member(self.config.replica_id)
+
+    @property
+    def follower_broker_id(self) -> int:
+        """Under which broker id this replica registers while it does not lead."""
+        member = self.member
+        return self.config.follower_broker_id if member is None else member.number + 1
+
+    def address_of(self, replica_id: str | None) -> str | None:
+        """Returns the client address of a replica of the group, None for an unknown one."""
+        member = self.raft.configuration.member(replica_id)
+        return None if member is None else member.address

@@ -134,6 +134,7 @@ def topic_deleted(batch: WriteBatch, topic_id: int) -> None:
     """Removes what features hold of a topic."""
     offset_resets.drop_topic(batch.rows, topic_id)
     pop_state.drop_topic(batch.rows, topic_id)
+    request_modes.drop_topic(batch.rows, topic_id)
 
 
 def group_deleted(batch: WriteBatch, name: str) -> None:

@@ -49,11 +49,17 @@ class WriteGate:
         self._disk_free_min_bytes = disk_free_min_bytes
         self._pending_bytes_max = pending_bytes_max
         self._disk_error: str | None = None
+        self.free_bytes = 2 * disk_free_min_bytes  # as last looked at; enough before that
 
     @property
     def is_disk_full(self) -> bool:
         """Whether writes are refused for want of space."""
         return self._disk_error is not None
+
+    @property
+    def has_room_to_lead(self) -> bool:
+        """Whether there is room for a new file of the log, which leaves twice the minimum."""
+        return self.free_bytes >= 2 * self._disk_free_min_bytes
 
     def check(self) -> None:
         """Raises if a write must be refused.
@@ -76,6 +82,7 @@ class WriteGate:
 
     def observe_disk(self, free_bytes: int) -> None:
         """Takes note of the free space of the data directory's file system."""
+        self.free_bytes = free_bytes
         if free_bytes < self._disk_free_min_bytes:
             if self._disk_error is None:
                 logger.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from dledger.clock import Clock
@@ -80,14 +81,23 @@ class PreferredLeader:
 
 
 async def prefer_leader(
-    raft: LeadershipControl, replica_id: str, clock: Clock, stable_s: float
+    raft: LeadershipControl,
+    replica_id: str,
+    clock: Clock,
+    stable_s: float,
+    has_room: Callable[[str], Awaitable[bool]],
 ) -> None:
     """Hands the leadership to the preferred replica whenever it is ready. Runs for ever."""
     preferred = PreferredLeader(replica_id, stable_s)
     while True:
         await asyncio.sleep(min(LOOK_INTERVAL_S, stable_s))
         progress = raft.peer_progress() if raft.is_serving else {}
-        if preferred.observe(clock.monotonic(), commit_index=raft.commit_index, progress=progress):
+        if not preferred.observe(
+            clock.monotonic(), commit_index=raft.commit_index, progress=progress
+        ):
+            continue
+        # One with a full disk would hand it on again at once.
+        if await has_room(replica_id) and raft.is_serving:
             try:
                 await raft.transfer_leadership(replica_id)
             except DLedgerError as error:

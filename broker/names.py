@@ -4,14 +4,14 @@ The system topics are ordinary replicated topics: the first leader of a group cr
 are missing as soon as it serves. Until then, and for good measure always, a registration lists
 them from here, so that a route for the template topic exists from the first registration on.
 
-Source: RocketMQ `TopicValidator`, `MixAll`, `TopicConfigManager`. We differ: topics of features
-that this broker does not have yet (traces) are reserved but not created, and those of transactions
-are created with the first one.
+Source: RocketMQ `TopicValidator`, `MixAll`, `TopicConfigManager`. We differ: the topics of
+transactions are created with the first one, and that of traces is always there.
 """
 
 from __future__ import annotations
 
 from dledger.codes import AUTO_CREATE_TOPIC, DEAD_LETTER_PREFIX, RETRY_PREFIX, Permission
+from dledger.message.trace import TRACE_TOPIC
 from dledger.model import TopicConfig
 
 SCHEDULE_TOPIC = "SCHEDULE_TOPIC_XXXX"
@@ -39,7 +39,7 @@ FORBIDDEN_SEND_TOPICS = frozenset(
 _RESERVED_TOPICS = FORBIDDEN_SEND_TOPICS | {
     AUTO_CREATE_TOPIC,
     BENCHMARK_TOPIC,
-    "RMQ_SYS_TRACE_TOPIC",
+    TRACE_TOPIC,
 }
 
 _SYSTEM_GROUPS = frozenset(
@@ -78,6 +78,7 @@ def system_topics(
         _topic(SELF_TEST_TOPIC, 1),
         _topic(OFFSET_MOVED_TOPIC, 1),
         _topic(BENCHMARK_TOPIC, 1024),
+        _topic(TRACE_TOPIC, 1),
         *parking_topics(),
         _topic(reply_topic(cluster_name), 1),
         _topic(broker_name, 1, everything),

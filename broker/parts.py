@@ -9,6 +9,7 @@ from broker.catalog import Catalog
 from broker.context import BrokerContext
 from broker.installing import Installer
 from broker.live_settings import LiveSettings
+from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
 from broker.popping import Popping
 from broker.processors.clients import ClientProcessor
@@ -44,6 +45,7 @@ class Parts:
     timers: TimerDelivery
     transactions: TransactionService
     live: LiveSettings
+    metrics: MetricsServer
 
     @property
     def log(self) -> CommitLog:

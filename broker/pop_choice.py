@@ -7,7 +7,8 @@ go with those that were given out as often, and not with new ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple, Protocol
@@ -34,6 +35,7 @@ from store.state_rows import RowReader
 # Runs of one queue that may be out; beyond, only what comes again is given out.
 RUNS_MAX: Final = 2048
 RUNS_SEEN_MAX: Final = 64
+CANDIDATES_MAX: Final = 2048
 UNITS_SCANNED_MAX: Final = 4096
 MESSAGES_TESTED_MAX: Final = 512
 _UNIT = Struct(">qiq")
@@ -92,6 +94,15 @@ class Chosen(NamedTuple):
     size_bytes: int
 
 
+class _Candidate(NamedTuple):
+    """A message that is visible again; None in place of one that is gone or not wanted."""
+
+    key: RunKey
+    deliveries: int
+    offset: int
+    chosen: Chosen | None
+
+
 class Dead(NamedTuple):
     """A message that was given out too often."""
 
@@ -114,6 +125,7 @@ class Choice:
         rest: Messages behind those taken.
         visible_ms: When something that is out now is visible again; None: nothing is.
         skipped: Messages looked at and not wanted.
+        is_full: So much is out that nothing new is given out.
     """
 
     part: Part | None = None
@@ -123,6 +135,7 @@ class Choice:
     rest: int = 0
     visible_ms: int | None = None
     skipped: int = 0
+    is_full: bool = False
 
 
 class QueueView:
@@ -169,6 +182,8 @@ class QueueView:
             return choice
         if self._row is None or self._seen < 0 or self._row.run_count < RUNS_MAX:
             self._take_new(choice, count_max, bytes_max)
+        else:
+            choice.is_full = True
         stop = self.cursor if choice.part is None else choice.part.stop
         choice.rest = max(0, self.offset_max - stop)
         return choice
@@ -177,11 +192,10 @@ class QueueView:
 
     def _come_again(self, choice: Choice, now_ms: int, count_max: int, bytes_max: int) -> None:
         wish = self._wish
-        runs = runs_by_time(self._state.rows, self._key, RUNS_SEEN_MAX)
+        limit = RUNS_MAX if wish.order else RUNS_SEEN_MAX
+        runs = runs_by_time(self._state.rows, self._key, limit)
         later = [until_ms for until_ms, _ in runs if until_ms > now_ms]
         choice.visible_ms = min(later, default=None)
-        if wish.order:
-            runs.sort(key=lambda found: found[1].start)
         repeats = bool(
             wish.order
             and wish.attempt_id
@@ -190,49 +204,54 @@ class QueueView:
         )
         if later and wish.order and not repeats:
             return
-        taken: list[Pick] = []
-        dropped: list[Pick] = []
+        visible = [key for until_ms, key in runs if until_ms <= now_ms or repeats]
+        candidates: Iterable[_Candidate] = self._candidates(visible)
+        if wish.order:
+            candidates = sorted(candidates, key=lambda candidate: candidate.offset)
+        taken: dict[RunKey, int] = {}
+        dropped: dict[RunKey, int] = {}
         size = 0
-        for until_ms, key in runs:
-            if until_ms > now_ms and not repeats:
-                continue
-            run = run_row(self._state.rows, self._key, key)
-            if run is None or (choice.messages and run.deliveries != choice.earlier):
-                continue
-            picked = gone = 0
-            for offset, chosen in self._read(key.start, unpack_bits(run.bits)):
-                bit = 1 << offset - key.start
-                if chosen is None:
-                    gone |= bit
-                    continue
-                limit = wish.deliveries_max(chosen.physical_offset, chosen.size_bytes)
-                if limit is not None and run.deliveries >= limit:
-                    choice.dead.append(
-                        Dead(key, offset, chosen.physical_offset, chosen.size_bytes, run.deliveries)
-                    )
-                    continue
-                size += chosen.size_bytes
-                is_full = len(choice.messages) >= count_max or size > bytes_max
-                if choice.messages and (is_full or not self._spans(choice.messages, offset)):
-                    break
-                choice.messages.append(chosen)
-                choice.earlier = run.deliveries
-                picked |= bit
-            if picked:
-                taken.append(Pick(key, pack_bits(picked)))
-            if gone:
-                dropped.append(Pick(key, pack_bits(gone)))
-            if len(choice.messages) >= count_max or size > bytes_max:
+        for key, deliveries, offset, chosen in itertools.islice(candidates, CANDIDATES_MAX):
+            if len(choice.messages) >= count_max:
                 break
+            bit = 1 << offset - key.start
+            if chosen is None:
+                dropped[key] = dropped.get(key, 0) | bit
+                continue
+            is_dead = self._is_dead(chosen, deliveries)
+            if is_dead:
+                place = (chosen.physical_offset, chosen.size_bytes)
+                choice.dead.append(Dead(key, offset, *place, deliveries))
+            if is_dead or (choice.messages and deliveries != choice.earlier):
+                if wish.order:
+                    break  # nothing behind it may come before it
+                continue
+            size += chosen.size_bytes
+            if choice.messages and (size > bytes_max or not self._spans(choice.messages, offset)):
+                break
+            choice.messages.append(chosen)
+            choice.earlier = deliveries
+            taken[key] = taken.get(key, 0) | bit
         if taken or dropped:
             choice.messages.sort()
-            choice.part = self._part(choice.messages, self.cursor, taken, dropped)
+            choice.part = self._part(choice.messages, self.cursor, _picks(taken), _picks(dropped))
+
+    def _is_dead(self, chosen: Chosen, deliveries: int) -> bool:
+        limit = self._wish.deliveries_max(chosen.physical_offset, chosen.size_bytes)
+        return limit is not None and deliveries >= limit
+
+    def _candidates(self, keys: list[RunKey]) -> Iterator[_Candidate]:
+        """Yields the messages of runs, read as they are needed."""
+        for key in keys:
+            run = run_row(self._state.rows, self._key, key)
+            if run is not None:
+                for offset, chosen in self._read(key.start, unpack_bits(run.bits)):
+                    yield _Candidate(key, run.deliveries, offset, chosen)
 
     @staticmethod
     def _spans(messages: list[Chosen], offset: int) -> bool:
-        low = min(offset, *(message.offset for message in messages), offset)
-        high = max(offset, *(message.offset for message in messages), offset)
-        return high - low < SPAN_MAX
+        offsets = [offset, *(message.offset for message in messages)]
+        return max(offsets) - min(offsets) < SPAN_MAX
 
     def _read(self, start: int, bits: int) -> list[tuple[int, Chosen | None]]:
         """Returns the messages of a bitmap; None for what is gone or no longer wanted."""
@@ -306,3 +325,7 @@ class QueueView:
             taken=taken,
             dropped=dropped,
         )
+
+
+def _picks(bits_of: dict[RunKey, int]) -> list[Pick]:
+    return [Pick(key, pack_bits(bits)) for key, bits in bits_of.items()]

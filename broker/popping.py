@@ -42,6 +42,11 @@ def make_popping(
         context, catalog, acks, store_host=store_host, on_buried=pops.visibility_changed
     )
     processor = PopAckProcessor(
-        context, acks, dead_letters, on_visibility=pops.visibility_changed, redirect=redirect
+        context,
+        acks,
+        dead_letters,
+        on_acknowledged=pops.acknowledged,
+        on_visibility=pops.visibility_changed,
+        redirect=redirect,
     )
     return Popping(pops, processor, dead_letters)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from broker.catalog import Catalog
 from broker.context import BrokerContext
+from broker.shared_address import SharedAddress
 from dledger.codes import RequestCode, ResponseCode
 from dledger.errors import DLedgerError
 from dledger.model import TopicConfig
@@ -50,10 +51,22 @@ class Registrar:
         catalog: Catalog,
         client: RemotingClient,
         nameservers: Sequence[str],
+        shared_address: SharedAddress,
     ) -> None:
+        """Prepares registering.
+
+        Args:
+            context: What there is to say about this replica.
+            catalog: Topics that the system needs.
+            client: Connections to nameservers.
+            nameservers: Their addresses.
+            shared_address: Told to nameservers while this replica listens on it.
+        """
         self._context = context
         self._catalog = catalog
         self._client = client
+        self._shared_address = shared_address
+        shared_address.on_changed(self._register_soon)
         self._targets = [_Target(address) for address in nameservers]
         self._tasks: list[asyncio.Task[None]] = []
         self._topics_version = 0
@@ -130,6 +143,7 @@ class Registrar:
             broker_id=self._broker_id(),
             body_crc32=zlib.crc32(body) & 0x7FFF_FFFF,
             term=self._context.raft.term,
+            shared_address=self._shared_address.held,
         )
         reason = ""
         try:
@@ -175,7 +189,7 @@ class Registrar:
     def _broker_id(self) -> int:
         if self._context.raft.is_serving:
             return LEADER_ID
-        return self._context.config.follower_broker_id
+        return self._context.follower_broker_id
 
     def _encoded_body(self) -> bytes:
         key = (self._topics_version, self._context.raft.term)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.dispatcher import Handle, HandleAsync, Place, Route
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -49,6 +50,7 @@ class Processors:
     locks: LockProcessor
     transactions: TransactionProcessor
     resets: ResetProcessor
+    assignment: AssignmentProcessor
     statistics: StatisticsProcessor
     inspection: InspectionProcessor
     relays: RelayProcessor
@@ -90,9 +92,14 @@ def make_routes(
         Code.GET_BROKER_CONSUME_STATS: p.statistics.all_consume_stats,
         Code.GET_CONSUMER_LIST_BY_GROUP: p.clients.consumer_list,
         Code.TRANSFER_LEADER: background(p.replicas.transfer_leader),
+        Code.ADD_REPLICA: background(p.replicas.add),
+        Code.REMOVE_REPLICA: background(p.replicas.remove),
+        Code.GET_REPLICAS: p.replicas.configuration,
         Code.INVOKE_BROKER_TO_RESET_OFFSET: background(p.resets.reset),
         Code.CLONE_GROUP_OFFSET: background(p.resets.clone),
         Code.END_TRANSACTION: background(p.transactions.end),
+        Code.QUERY_ASSIGNMENT: background(p.assignment.query),
+        Code.SET_MESSAGE_REQUEST_MODE: background(p.assignment.set_mode),
         Code.POP_MESSAGE: p.pop.pop,
         Code.PEEK_MESSAGE: p.pop.peek,
         Code.NOTIFICATION: p.pop.notify,
@@ -124,6 +131,7 @@ def make_routes(
         Code.GET_ALL_PRODUCER_INFO: p.inspection.producers,
         Code.QUERY_TOPICS_BY_CONSUMER: p.inspection.topics_of_group,
         Code.QUERY_SUBSCRIPTION_BY_CONSUMER: p.inspection.subscription,
+        Code.LOCATE_MESSAGE: p.inspection.locate,
         Code.GET_SUBSCRIPTION_DIFFERENCES: p.inspection.differences,
         Code.GET_CONSUMER_RUNNING_INFO: background(p.relays.running_info),
         Code.CONSUME_MESSAGE_DIRECTLY: background(p.relays.consume_directly),

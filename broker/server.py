@@ -12,12 +12,13 @@ from broker import routes
 from broker.appender import Appender, AppenderConfig
 from broker.catalog import Catalog
 from broker.commands import encode_digest
-from broker.config import BrokerConfig, parse_address
+from broker.config import BrokerConfig
 from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
 from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
+from broker.full_disk import RoomQuestions, leave_full_disk
 from broker.gate import WriteGate
 from broker.housekeeping import expire_clients, sample_statistics, watch_disk
 from broker.installing import Installer
@@ -28,9 +29,12 @@ from broker.locks import LockClock
 from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
 from broker.messages import MessageReader
+from broker.metrics import BrokerMetrics
+from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
 from broker.parts import BrokerNotReadyError, Parts, pack_store_host
 from broker.popping import make_popping
+from broker.processors.assignment import AssignmentProcessor
 from broker.processors.clients import ClientProcessor
 from broker.processors.groups import GroupProcessor
 from broker.processors.info import InfoProcessor
@@ -51,7 +55,9 @@ from broker.processors.statistics import StatisticsProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
 from broker.registration import Registrar
+from broker.replication import make_raft
 from broker.retention import Retention
+from broker.shared_address import SharedAddress
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
 from broker.statistics import Statistics
@@ -64,7 +70,7 @@ from dledger.errors import ConfigError, DiskFailureError, DLedgerError
 from dledger.message import UniqueKeyGenerator
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
-from dledger.raft.transport import TcpTransport, TransportConfig
+from dledger.raft.transport import TcpTransport
 from dledger.remoting.client import ClientConnection, RemotingClient
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection, RemotingServer, ServerConfig
@@ -143,6 +149,11 @@ class Broker:
         return self._server.port
 
     @property
+    def metrics_port(self) -> int:
+        """The port bound for metrics; 0 without one."""
+        return self._require().metrics.port
+
+    @property
     def address(self) -> str:
         """Where clients reach this replica."""
         return self._require().context.address
@@ -192,21 +203,21 @@ class Broker:
             # Bound before Raft begins: a replica whose clients cannot reach it must not lead.
             await self._server.start(config.listen_host, config.port)
             parts = self._parts = self._assemble(stores)
+            if config.metrics_port is not None:
+                await parts.metrics.start(config.listen_host, config.metrics_port)
             await self._start_raft(parts)
         except BaseException:
             await self._server.stop(0)
             await self._tasks.close()
             if self._parts is not None:
+                await self._parts.metrics.stop()
                 await self._parts.client.close()
             self._maintenance.close()
             if stores is not None:
                 stores.close(clean=True)
             raise
         self._spawn_housekeeping(parts)
-        if config.preferred_leader is not None:
-            stable_s = config.timing.preferred_leader_stable_s
-            preferred = prefer_leader(parts.raft, config.preferred_leader, self._clock, stable_s)
-            self._tasks.spawn(preferred, "prefer-leader")
+        self._spawn_leadership(parts)
         self._tasks.spawn(parts.transactions.run(), "transactions")
         parts.registrar.start()
         logger.info(
@@ -246,6 +257,7 @@ class Broker:
         await self._server.stop(self.config.timing.drain_s if is_orderly else 0)
         await parts.raft.stop()
         await self._tasks.close()
+        await parts.metrics.stop()
         await parts.client.close()
         await parts.installer.close()
         # A copy that is being made reads the state.
@@ -369,31 +381,16 @@ class Broker:
     def _make_raft(
         self, log: CommitLog, machine: BrokerStateMachine, installer: Installer
     ) -> RaftNode:
-        config = self.config
-        others = [replica for replica in config.replicas if replica.id != config.replica_id]
-        transport = self._transport_class(
-            TransportConfig(
-                cluster_name=config.cluster_name,
-                group_name=config.broker_name,
-                replica_id=config.replica_id,
-                listen_host=config.listen_host,
-                listen_port=parse_address(config.replica.raft_address)[1],
-                peers={replica.id: replica.raft_address for replica in others},
-            ),
-            self._random,
-        )
-        return RaftNode(
-            replica_id=config.replica_id,
-            peer_ids=[replica.id for replica in others],
-            config=config.raft,
-            log=log,
-            machine=machine,
-            transport=transport,
+        return make_raft(
+            self.config,
+            log,
+            machine,
+            installer,
             clock=self._clock,
             random=self._random,
             on_fatal=self._on_fatal,
-            snapshots=installer,
             engine_class=self._engine_class,
+            transport_class=self._transport_class,
         )
 
     def _connect(
@@ -467,6 +464,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
+            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
             statistics=StatisticsProcessor(context, reader),
             inspection=InspectionProcessor(context, reader),
             relays=RelayProcessor(context, reader, clients),
@@ -475,10 +473,11 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        registrar = Registrar(context, catalog, client, config.nameservers)
+        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
-        mine = (lock_clock, transactions, forwarder, registrar, timers, *popping_parts, self)
-        for listener in mine:
+        parts = (registrar, shared, timers, *popping_parts)
+        for listener in (lock_clock, transactions, forwarder, *parts, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -497,6 +496,7 @@ class Broker:
             timers=timers,
             transactions=transactions,
             live=live,
+            metrics=MetricsServer(BrokerMetrics(context).text),
         )
 
     def _on_installed(self) -> None:
@@ -521,7 +521,7 @@ class Broker:
             client,
             self._tasks,
             replica_id=self.config.replica_id,
-            address_of=self.config.address_of,
+            address_of=context.address_of,
             handle_here=dispatcher.handle,
             counters=context.counters,
             limits=ForwarderLimits(
@@ -572,6 +572,20 @@ class Broker:
     def _on_client_connection_lost(self, connection: ClientConnection) -> None:
         if self._parts is not None:
             self._parts.registrar.connection_lost(connection.address)
+
+    def _spawn_leadership(self, parts: Parts) -> None:
+        config, gate = self.config, parts.context.gate
+        has_room = RoomQuestions(parts.client, parts.context.address_of).has_room
+        leaving = leave_full_disk(
+            parts.raft, lambda: gate.has_room_to_lead, has_room, config.timing.disk_check_s
+        )
+        self._tasks.spawn(leaving, "leave-full-disk")
+        if config.preferred_leader is not None:
+            stable_s = config.timing.preferred_leader_stable_s
+            preferred = prefer_leader(
+                parts.raft, config.preferred_leader, self._clock, stable_s, has_room
+            )
+            self._tasks.spawn(preferred, "prefer-leader")
 
     def _spawn_housekeeping(self, parts: Parts) -> None:
         self._tasks.spawn(watch_disk(parts.context, self._fs), "watch-disk")

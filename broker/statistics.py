@@ -228,6 +228,10 @@ class Statistics:
         """Yields all (group, topic)."""
         yield from sorted(self._groups.items())
 
+    def returned_flows(self) -> Iterator[tuple[tuple[str, str], Flow]]:
+        """Yields all (group, topic) of which messages were handed back."""
+        yield from sorted(self._returns.items())
+
     # --- time -------------------------------------------------------------------------------
 
     def sample(self, now_s: float, now_ms: int) -> None:

@@ -21,7 +21,17 @@ from typing import Self
 
 from cli import probe
 from cli.errors import CommandError, PortTakenError, StartError, UsageError
-from cli.layout import ClusterSpec, Layout, load_layout, plan, save_layout, with_group
+from cli.layout import (
+    ClusterSpec,
+    Layout,
+    ReplicaPlace,
+    load_layout,
+    plan,
+    save_layout,
+    with_group,
+    with_replica,
+    without_replica,
+)
 from cli.status import ClusterStatus, GroupStatus, ReplicaQuestion, ask_cluster
 from cli.supervisor import ProcessPlan, StopResult, Supervisor, log_tail
 from dledger.clock import Clock, SystemClock
@@ -116,15 +126,52 @@ class LocalCluster:
                 self._check_ports(
                     [p for p in self.plans() if self._supervisor.running_pid(p) is None]
                 )
-                save_layout(self.directory, self.layout, groups_kept=len(before.groups))
+                new = [replica.id for replica in self.layout.groups[-1].replicas]
+                save_layout(self.directory, self.layout, new_replicas=new)
             except BaseException:
                 self.layout = before
                 raise
         self.start()
         return self.layout.groups[-1].name
 
+    def plan_replica(self, group: str) -> ReplicaPlace:
+        """Adds a replica to the plan, with its configuration; it is not started.
+
+        It belongs to the group only when the group's leader has agreed: see `cli.members`.
+
+        Raises:
+            UsageError: There is no such group, or no port is left.
+            CommandError: The directory cannot be written.
+        """
+        with self._locked():
+            self.refresh()
+            layout, place = with_replica(self.layout, group)
+            save_layout(self.directory, layout, new_replicas=[place.id])
+            self.layout = layout
+        return place
+
+    def drop_replica(self, name: str) -> None:
+        """Takes a replica that does not run out of the plan. Its directory stays."""
+        with self._locked():
+            self.refresh()
+            layout = without_replica(self.layout, self.group_of(name), name)
+            save_layout(self.directory, layout, new_replicas=[])
+            self.layout = layout
+
+    def group_of(self, name: str) -> str:
+        """Returns the group of a replica.
+
+        Raises:
+            UsageError: There is no such replica.
+        """
+        for group, replica in self.layout.replicas():
+            if replica.id == name:
+                return group.name
+        names = ", ".join(replica.id for _, replica in self.layout.replicas())
+        raise UsageError(f"{self.directory} has no replica {name}; it has {names}")
+
     def refresh(self) -> None:
-        """Takes note of a group that another command has added."""
+        """Takes note of what another command has added or removed."""
         self.layout = load_layout(self.directory) or self.layout
 
     def start_one(self, name: str) -> int:

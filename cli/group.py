@@ -1,16 +1,20 @@
-"""`dledger group add|transfer-leader`."""
+"""`dledger group add|add-replica|remove-replica|transfer-leader`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.asking import ask
 from cli.cluster import START_TIMEOUT_S, LocalCluster
-from cli.console import say, say_json
+from cli.console import note, say, say_json
+from cli.errors import UsageError
 from cli.extending import extend
-from cli.options import DEFAULT_DATA, DataOption, JsonOption, NameserverOption
+from cli.layout import load_layout
+from cli.options import DEFAULT_DATA, DataOption, JsonOption, NameserverOption, nameservers
+from cli.replica import CatchUp, rejoin
 
 if TYPE_CHECKING:
     from dledger.client.admin import AsyncAdmin
@@ -75,3 +79,68 @@ def transfer_leader(
         say_json({"group": group, "leader": leader or None})
     else:
         say(f"{group}: led by {leader or 'another replica'}")
+
+
+@app.command("add-replica")
+def add_replica(
+    group: Group,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Of a replica on this machine that is not one of `dledger up`: its broker.toml, "
+            "in which [[replicas]] names it and the others.",
+        ),
+    ] = None,
+    data: DataOption = DEFAULT_DATA,
+    nameserver: NameserverOption = None,
+    timeout: CatchUp = 600.0,
+    json_output: JsonOption = False,
+) -> None:
+    """Add a replica to a broker group: it catches up as a learner, then it votes.
+
+    In a cluster of `dledger up` it is planned and started too. With --config the directory that
+    the file names is prepared, and you start the process.
+    """
+    if config is not None:
+        rejoin(config, nameserver, json_output=json_output, group=group)
+        return
+    from cli.members import LocalMembers
+
+    cluster = LocalCluster(data)
+    name = LocalMembers(cluster, note).add(group, timeout)
+    if json_output:
+        say_json({"group": group, "replica": name})
+    else:
+        say(f"{group}: {name} was added")
+
+
+@app.command("remove-replica")
+def remove_replica(
+    group: Group,
+    replica: Annotated[str, typer.Argument(metavar="REPLICA", help="Who leaves, e.g. broker-a-1.")],
+    data: DataOption = DEFAULT_DATA,
+    nameserver: NameserverOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Remove a replica from a broker group, for good. A leader hands over first.
+
+    With --nameserver (or where --data holds no cluster) only the group is changed: the replica's
+    process learns of it and ends by itself.
+    """
+    from cli.members import GroupMembers, LocalMembers
+    from dledger.client.sync_admin import Admin
+
+    if nameserver is None and load_layout(data.resolve()) is not None:
+        cluster = LocalCluster(data)
+        if cluster.group_of(replica) != group:
+            raise UsageError(f"{replica} is not a replica of {group}")
+        LocalMembers(cluster, note).remove(replica)
+    else:
+        with Admin(nameserver=nameservers(nameserver)) as admin:
+            GroupMembers(admin, group, note).remove(replica)
+    if json_output:
+        say_json({"group": group, "removed": replica})
+    else:
+        say(f"{group}: {replica} was removed")

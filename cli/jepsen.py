@@ -19,6 +19,7 @@ app = typer.Typer(help="Fault injection, simulation and history checks.", no_arg
 app.command("run")(jepsen_run.run)
 app.command("sim")(jepsen_sim.sim)
 app.command("matrix")(jepsen_run.matrix)
+app.command("controls")(jepsen_run.controls)
 
 
 @app.command("check")

@@ -1,4 +1,4 @@
-"""`dledger jepsen run` and `dledger jepsen matrix`: workloads under faults on real processes."""
+"""`dledger jepsen run`, `matrix` and `controls`: workloads under faults on real processes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ _REPLICA_COUNTS = (1, 3, 5)
 OutOption = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Where the runs' folders go.")
 ]
+HostsOption = Annotated[
+    str,
+    typer.Option(
+        "--hosts",
+        help="How hosts are made: netns (root), user (a user namespace), proxy (TCP proxies; fewer "
+        "faults), or auto: the best of them.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every choice that is made.")]
 
 
@@ -44,11 +52,12 @@ def run(
         float, typer.Option("--rate", min=0, help="Operations a second wanted; 0: all that go.")
     ] = 3000.0,
     target: Annotated[
-        str, typer.Option("--target", help="leader, follower, minority, majority or all.")
+        str, typer.Option("--target", help="leader, follower, minority, majority, all; client.")
     ] = "",
     nameserver: Annotated[
         str, typer.Option("--nameserver", metavar="HOST:PORT", help="A cluster of yours.")
     ] = "",
+    hosts: HostsOption = "auto",
     out: OutOption = _RESULTS,
     keep_data: Annotated[
         bool, typer.Option("--keep-data", help="Keep what replicas wrote.")
@@ -87,7 +96,7 @@ def run(
         out=out,
         keep_data=keep_data,
     )
-    able = None if nameserver else _prepare()
+    able = None if nameserver else _prepare(hosts)
     result = do_run(options, say_to_stderr, capabilities=able)
     _show(result, json_output)
     raise typer.Exit(exit_code(result))
@@ -95,16 +104,17 @@ def run(
 
 def matrix(
     tier: Annotated[
-        str, typer.Option("--tier", help="smoke (at most 6 minutes), full, or controls.")
+        str, typer.Option("--tier", help="smoke (at most 6 minutes) or full.")
     ] = "smoke",
     seed: SeedOption = 1,
+    hosts: HostsOption = "auto",
     out: OutOption = _RESULTS,
     json_output: JsonOption = False,
 ) -> None:
     """Run many workloads under many faults: exit 0 all valid, 4 one violated, 5 one unknown."""
-    if tier not in ("smoke", "full", "controls"):
-        raise UsageError(f"--tier must be smoke, full or controls, not {tier}")
-    able = _prepare()
+    if tier not in ("smoke", "full"):
+        raise UsageError(f"--tier must be smoke or full, not {tier}")
+    able = _prepare(hosts)
     from jepsen_tests import matrix as cells
     from jepsen_tests.runner import say_to_stderr
 
@@ -112,21 +122,61 @@ def matrix(
     if json_output:
         say_json({"cells": [result.to_json() for result in results]})
     else:
-        rows = cells.table(results)
-        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-        for row in rows:
-            say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))
+        _say_table(cells.table(results))
         for result in results:
             for reason in result.reasons:
                 say(f"{result.cell.name}: {result.outcome}: {reason}")
     raise typer.Exit(cells.matrix_exit_code(results))
 
 
-def _prepare() -> Capabilities:
-    """Finds out what can be done here; goes into a user namespace if that is the way to hosts."""
-    from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
+def controls(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="K9", help="These; more than once.")
+    ] = None,
+    seed: SeedOption = 1,
+    hosts: HostsOption = "auto",
+    out: OutOption = _RESULTS,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as it stands in the documents.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Plant faults that must be found: exit 0 all caught, 4 one was not, 5 one was not run."""
+    from jepsen_tests import controls as planted
+    from jepsen_tests.runner import say_to_stderr
 
-    able = probe_capabilities()
+    try:
+        wanted = planted.chosen(only or [])
+    except LookupError as error:
+        raise UsageError(str(error)) from None
+    able = _prepare(hosts)
+    results = planted.run_controls(wanted, seed, out, able, say_to_stderr)
+    if json_output:
+        say_json({"controls": [result.to_json() for result in results]})
+    elif markdown:
+        rows = planted.table(results)
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        say("\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]))
+    else:
+        _say_table(planted.table(results))
+    raise typer.Exit(planted.exit_code(results))
+
+
+def _say_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _prepare(hosts: str) -> Capabilities:
+    """Finds out what can be done here; goes into a user namespace if that is the way to hosts."""
+    from jepsen_tests.hosts.capabilities import Backend, choose_hosts, probe_capabilities
+    from jepsen_tests.hosts.shell import HarnessError
+
+    try:
+        able = choose_hosts(probe_capabilities(), hosts)
+    except HarnessError as error:
+        raise UsageError(str(error)) from None
     if able.backend is Backend.NETNS_USER and not able.nested:
         script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && exec "$@"'
         again = [sys.executable, "-P", "-m", "cli", *sys.argv[1:]]

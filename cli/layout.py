@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +133,58 @@ def with_group(layout: Layout, replicas: int) -> Layout:
     spec = replace(layout.spec, groups=layout.spec.groups + 1)
     if replicas not in REPLICA_COUNTS:
         raise UsageError(f"--replicas must be 1, 3 or 5, not {replicas}")
+    port = _next_port(layout, 2 * replicas)
+    group = _group(string.ascii_lowercase[len(layout.groups)], replicas, port)
+    return replace(layout, spec=spec, groups=(*layout.groups, group))
+
+
+def with_replica(layout: Layout, group_name: str) -> tuple[Layout, ReplicaPlace]:
+    """Returns the plan with one more replica of a group, and that replica.
+
+    Raises:
+        UsageError: There is no such group, or no port is left.
+    """
+    group = _find_group(layout, group_name)
+    taken = {replica.id for replica in group.replicas}
+    names = (f"{group_name}-{number}" for number in count())
+    port = _next_port(layout, 2)
+    replica = ReplicaPlace(
+        id=next(name for name in names if name not in taken),
+        address=f"{HOST}:{port}",
+        raft_address=f"{HOST}:{port + 1}",
+    )
+    return _with_replicas(layout, group, (*group.replicas, replica)), replica
+
+
+def without_replica(layout: Layout, group_name: str, replica_id: str) -> Layout:
+    """Returns the plan without a replica of a group."""
+    group = _find_group(layout, group_name)
+    others = tuple(replica for replica in group.replicas if replica.id != replica_id)
+    return _with_replicas(layout, group, others)
+
+
+def _find_group(layout: Layout, name: str) -> GroupPlace:
+    for group in layout.groups:
+        if group.name == name:
+            return group
+    names = ", ".join(group.name for group in layout.groups)
+    raise UsageError(f"there is no broker group {name}; known: {names}")
+
+
+def _with_replicas(layout: Layout, group: GroupPlace, replicas: tuple[ReplicaPlace, ...]) -> Layout:
+    changed = replace(group, replicas=replicas)
+    groups = tuple(changed if other is group else other for other in layout.groups)
+    return replace(layout, groups=groups)
+
+
+def _next_port(layout: Layout, count_: int) -> int:
+    """Returns the first of so many ports after those in use."""
     used = [place.address for place in layout.nameservers]
     used += [address for _, r in layout.replicas() for address in (r.address, r.raft_address)]
     port = 1 + max(int(address.rpartition(":")[2]) for address in used)
-    if port + 2 * replicas > 65_536:
-        raise UsageError(f"no {2 * replicas} ports are left from {port} on")
-    group = _group(string.ascii_lowercase[len(layout.groups)], replicas, port)
-    return replace(layout, spec=spec, groups=(*layout.groups, group))
+    if port + count_ > 65_536:
+        raise UsageError(f"no {count_} ports are left from {port} on")
+    return port
 
 
 def _group(letter: str, replicas: int, port: int) -> GroupPlace:
@@ -160,13 +206,16 @@ def layout_path(directory: Path) -> Path:
     return directory / "cluster.json"
 
 
-def save_layout(directory: Path, layout: Layout, *, groups_kept: int = 0) -> None:
+def save_layout(
+    directory: Path, layout: Layout, *, new_replicas: Collection[str] | None = None
+) -> None:
     """Writes the plan and each broker's configuration; the plan last, and durably.
 
     Args:
         directory: The data directory.
         layout: The plan.
-        groups_kept: So many groups exist already: their configuration may have been edited.
+        new_replicas: Only these get a configuration; that of others may have been edited. All if
+            None.
 
     Raises:
         CommandError: The directory cannot be written.
@@ -175,9 +224,8 @@ def save_layout(directory: Path, layout: Layout, *, groups_kept: int = 0) -> Non
         directory.mkdir(parents=True, exist_ok=True)
         for place in layout.nameservers:
             (directory / place.id).mkdir(exist_ok=True)
-        new = {group.name for group in layout.groups[groups_kept:]}
         for group, replica in layout.replicas():
-            if group.name not in new:
+            if new_replicas is not None and replica.id not in new_replicas:
                 continue
             home = directory / replica.id
             home.mkdir(exist_ok=True)
@@ -236,7 +284,17 @@ def broker_settings(
         "replica_id": replica.id,
         "data_directory": str(home.resolve()),
         "listen_host": HOST,
+        "shared_address": _shared_address(group),
         "nameservers": [place.address for place in layout.nameservers],
         "replicas": [asdict(place) for place in group.replicas],
     }
     return {**settings, **layout.spec.settings}
+
+
+def _shared_address(group: GroupPlace) -> str:
+    """Returns where official clients find whoever leads a group.
+
+    The port of the first replica, on another loopback address: free wherever that one is. Where
+    there is no such address (macOS), the leader goes without.
+    """
+    return f"127.0.0.2:{group.replicas[0].address.rpartition(':')[2]}"

@@ -10,13 +10,17 @@ from typing import Annotated
 
 import typer
 
-from cli import consumer, dlq, group, jepsen, lifecycle, message, topic
+from cli import config, consumer, dlq, group, jepsen, lifecycle, message, quota, replica, topic
+from cli.bench import bench
 from cli.console import say
 from cli.consume import consume
 from cli.demo import demo
+from cli.doctor import doctor
 from cli.errors import CommandError, ExitCode
+from cli.explain import explain
 from cli.produce import produce
 from cli.servers import broker_app, nameserver_app
+from cli.trace import trace
 from dledger.errors import ConfigError, DLedgerError, InvariantError
 
 # The parser's own errors. typer brings its copy of click, whose module is private: the public
@@ -33,16 +37,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+topic.app.command("quota")(quota.topic_quota)
+consumer.app.command("quota")(quota.group_quota)
+consumer.app.command("guard")(quota.group_guard)
+message.app.command("explain")(explain)
+message.app.command("trace")(trace)
 app.command()(lifecycle.up)
 app.command()(lifecycle.down)
 app.command()(lifecycle.status)
 app.command()(produce)
 app.command()(consume)
 app.command()(demo)
+app.command()(doctor)
+app.command()(bench)
 app.add_typer(topic.app, name="topic")
 app.add_typer(consumer.app, name="consumer")
 app.add_typer(group.app, name="group")
+app.add_typer(replica.app, name="replica")
 app.add_typer(message.app, name="message")
+app.add_typer(config.app, name="config")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(nameserver_app, name="nameserver")
 app.add_typer(broker_app, name="broker")

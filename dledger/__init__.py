@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         PullConsumerConfig,
         PushConsumerConfig,
         SessionConfig,
+        SimpleConsumerConfig,
     )
     from dledger.client.filters import Sql
     from dledger.client.producer import AsyncProducer
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
         SendResult,
         TopicDescription,
     )
+    from dledger.client.simple_consumer import AsyncSimpleConsumer
     from dledger.client.sync import Producer, PullConsumer, PushConsumer
     from dledger.client.sync_admin import Admin
+    from dledger.client.sync_simple import SimpleConsumer
     from dledger.client.sync_transactions import TransactionProducer
     from dledger.client.transaction_producer import (
         AsyncTransactionProducer,
@@ -56,6 +59,7 @@ __all__ = [
     "AsyncProducer",
     "AsyncPullConsumer",
     "AsyncPushConsumer",
+    "AsyncSimpleConsumer",
     "AsyncTransactionProducer",
     "ConsumeFrom",
     "DLedgerError",
@@ -76,6 +80,8 @@ __all__ = [
     "SendResult",
     "SendStatus",
     "SessionConfig",
+    "SimpleConsumer",
+    "SimpleConsumerConfig",
     "Sql",
     "TopicConfig",
     "TopicDescription",
@@ -93,6 +99,7 @@ _HOMES = {
         "PullConsumerConfig",
         "PushConsumerConfig",
         "SessionConfig",
+        "SimpleConsumerConfig",
     ),
     "dledger.client.filters": ("Sql",),
     "dledger.client.producer": ("AsyncProducer",),
@@ -105,8 +112,10 @@ _HOMES = {
         "SendResult",
         "TopicDescription",
     ),
+    "dledger.client.simple_consumer": ("AsyncSimpleConsumer",),
     "dledger.client.sync": ("Producer", "PullConsumer", "PushConsumer"),
     "dledger.client.sync_admin": ("Admin",),
+    "dledger.client.sync_simple": ("SimpleConsumer",),
     "dledger.client.sync_transactions": ("TransactionProducer",),
     "dledger.client.transaction_producer": (
         "AsyncTransactionProducer",

@@ -106,7 +106,11 @@ class RequestCode(IntEnum):
     BATCH_ACK_MESSAGE = 200151
     # Ours, far from RocketMQ's.
     TRANSFER_LEADER = 30_001
+    ADD_REPLICA = 30_002
+    REMOVE_REPLICA = 30_003
+    GET_REPLICAS = 30_004
     GET_SUBSCRIPTION_DIFFERENCES = 30_060
+    LOCATE_MESSAGE = 30_061
 
 
 class ResponseCode(IntEnum):

@@ -18,7 +18,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,6 +97,23 @@ def change_config(config: T, changes: Mapping[str, str]) -> T:
             value = _parse(typing.get_type_hints(type(config))[head], text, name)
         config = dataclasses.replace(record, **{head: value})
     return config
+
+
+def flatten_config(config: object, at: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the fields of a configuration record by dotted name, as texts.
+
+    Records within are flattened too; lists become their items joined by `;`.
+    """
+    record: Any = config
+    for field in dataclasses.fields(record):
+        name = f"{at}{field.name}"
+        item = getattr(record, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from flatten_config(item, f"{name}.")
+        elif isinstance(item, list):
+            yield name, ";".join(str(getattr(part, "address", part)) for part in item)
+        else:
+            yield name, str(item).lower() if isinstance(item, bool) else str(item)
 
 
 def read_toml(path: str | Path) -> dict[str, object]:

@@ -180,6 +180,32 @@ class TransferFailedError(ReplicationError):
     response_code = ResponseCode.SYSTEM_BUSY
 
 
+class ChangeRefusedError(ReplicationError):
+    """The group's configuration stays as it is; the text says why."""
+
+    definite = True
+    response_code = ResponseCode.NO_PERMISSION
+
+
+class PeerRefusedError(ReplicationError):
+    """A replica does not talk to this one, at least not yet."""
+
+    definite = True
+    retryable = True
+
+
+class ReplicaRemovedError(ReplicationError):
+    """This replica does not belong to its group any more. It has stopped taking part."""
+
+    definite = True
+
+
+class ReplicaReplacedError(ReplicationError):
+    """This replica's data directory is not the one it had. It must be rebuilt from its peers."""
+
+    definite = True
+
+
 class LeadershipLostError(ReplicationError):
     """Leadership ended while the proposal was under way. It may still be committed."""
 
@@ -307,6 +333,12 @@ class BrokerResponseError(ClientError):
         self.remark = remark
         self.address = address
         self.definite = definite  # type: ignore[misc]
+
+
+class ReceiptHandleError(ClientError):
+    """A popped message is not out by this handle any more; it had no effect."""
+
+    definite = True
 
 
 class SendFailedError(ClientError):

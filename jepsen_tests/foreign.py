@@ -72,8 +72,7 @@ class ForeignRun:
             self.pool.run(self._plan("setup", 0), 30.0)
             begin_ns = self.log.phase("load")
             kinds = self.workload.workers if self.workload.foreign else ("log-client",)
-            for number, kind in enumerate(kinds, start=1):
-                self.pool.start(self._plan(kind, number))
+            self.pool.start(*(self._plan(kind, number) for number, kind in enumerate(kinds, 1)))
             deaths = random.Random(f"{self.options.seed}-deaths")
             mortality = Mortality(
                 self.pool,
@@ -105,6 +104,7 @@ class ForeignRun:
             seed=self.options.seed,
             versions=versions,
             started_unix_ms=int(time.time() * 1000),
+            acks_min=int(self.workload.acks_min_per_s * self.options.time_s),
             details={"nameserver": self.options.nameserver, "topic": self.topic},
         )
         history = self.folder / "history.jsonl"

@@ -22,7 +22,7 @@ class RunOptions:
         target: Aim of every fault, or empty.
         nameserver: Of a foreign cluster, which is then neither started nor harmed.
         out: Where the run's folder is made.
-        plant: A control: `K1` or `K6` breaks the brokers, `K19` the nemesis, `K20` the clients.
+        plant: Name of a control (`controls.CONTROLS`), whose fault is planted.
         keep_data: Keep the replicas' data even if the verdict is valid.
     """
 

@@ -18,7 +18,7 @@ from typing import Any
 from jepsen_tests.checkers import Outcome, Verdict, judge_file
 from jepsen_tests.foreign import ForeignRun
 from jepsen_tests.history import Fault, Meta
-from jepsen_tests.hosts.addressing import HostAddressing
+from jepsen_tests.hosts.addressing import Addressing, HostAddressing, ProxyAddressing
 from jepsen_tests.hosts.capabilities import (
     Backend,
     Capabilities,
@@ -27,7 +27,8 @@ from jepsen_tests.hosts.capabilities import (
 )
 from jepsen_tests.hosts.cleanup import CleanUp
 from jepsen_tests.hosts.cluster import ClusterPlan, ClusterUnderTest, new_run_id
-from jepsen_tests.hosts.network import NamespaceNetwork
+from jepsen_tests.hosts.network import NamespaceNetwork, Network
+from jepsen_tests.hosts.proxies import ProxyNetwork
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.hosts.volumes import FolderVolumes, ImageVolumes, Volumes, remove_tree
 from jepsen_tests.mortality import Mortality
@@ -171,26 +172,32 @@ class _Run:
         options = self.options
         clocks = any(nemesis.needs_clock for nemesis in self.nemeses)
         plant = ("--plant", options.plant) if options.plant in PLANTS else ()
+        is_proxy = self.able.backend is Backend.PROXY
         plan = ClusterPlan(
             groups=options.groups,
             replicas=options.replicas,
-            broker_module=_HARNESS_BROKER if clocks or plant else "broker",
+            broker_module=_HARNESS_BROKER if clocks or plant or is_proxy else "broker",
             broker_arguments={"*": plant},
             wall_clocks=clocks,
             settings=_settings(self.workload, self.nemeses),
         )
         self.clients = [f"c{number}" for number in range(1, len(self.workload.workers) + 1)]
-        if self.able.backend is Backend.PROXY:
-            raise HarnessError(f"no network namespaces: {self.able.netns or self.able.nft}")
         hosts = [*plan.all_replicas(), ClusterUnderTest.nameserver_host, *self.clients]
-        network = NamespaceNetwork(self.run_id, hosts, self.clean_up)
-        self.network = network
+        self.network, addressing = self._make_network(plan, hosts)
         self.volumes = self._make_volumes(plan)
         self.cluster = ClusterUnderTest(
-            plan, network, HostAddressing(network), self.volumes, self.folder / "nodes"
+            plan, self.network, addressing, self.volumes, self.folder / "nodes"
         )
-        self.pool = WorkerPool(network, self.folder / "workers")
+        self.pool = WorkerPool(self.network, self.folder / "workers")
         self.monitor = Monitor(self.cluster, self.log.note)
+
+    def _make_network(self, plan: ClusterPlan, hosts: list[str]) -> tuple[Network, Addressing]:
+        if self.able.backend is Backend.PROXY:
+            proxies = ProxyNetwork(hosts, self.clean_up)
+            chance = random.Random(self.run_id)
+            return proxies, ProxyAddressing(proxies, plan.all_replicas(), chance)
+        network = NamespaceNetwork(self.run_id, hosts, self.clean_up)
+        return network, HostAddressing(network)
 
     def _make_volumes(self, plan: ClusterPlan) -> Volumes:
         if any(nemesis.needs_images for nemesis in self.nemeses):
@@ -225,8 +232,8 @@ class _Run:
         self._count()
 
     def _load(self) -> None:
-        for number, kind in enumerate(self.workload.workers, start=1):
-            self.pool.start(self._plan(kind, number, self.clients[number - 1]))
+        kinds = zip(self.workload.workers, self.clients, strict=True)
+        self.pool.start(*(self._plan(kind, n, host) for n, (kind, host) in enumerate(kinds, 1)))
         bench = Bench(
             cluster=self.cluster,
             network=self.network,
@@ -235,7 +242,7 @@ class _Run:
             chance=random.Random(f"{self.options.seed}-targets"),
             run_id=self.run_id,
             client_hosts=self.clients,
-            worker_pids={worker.plan.host: worker.pid for worker in self.pool.workers},
+            worker_pids=self.pool.pids,
             target=self.options.target,
         )
         self.mortality = Mortality(
@@ -287,6 +294,7 @@ class _Run:
             topic="jepsen",
             queue_count=self.workload.queue_count,
             replicas={name: addressing.control(name) for name in self.cluster.replicas},
+            dial=addressing.dial(host),
             seed=options.seed * 1000 + index,
             timeout_s=0.0005 if options.plant == "K20" else 1.0,
             rate=min(options.rate or 1e9, self.workload.rate_max) / clients,

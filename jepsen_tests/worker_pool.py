@@ -126,12 +126,20 @@ class WorkerPool:
         directory.mkdir(parents=True, exist_ok=True)
         self.workers: list[WorkerProcess] = []
 
-    def start(self, plan: WorkerPlan) -> WorkerProcess:
-        """Starts a client process and waits until it works."""
-        worker = WorkerProcess(plan, self._network.command_prefix(plan.host), self._directory)
-        self.workers.append(worker)
-        worker.wait_ready()
-        return worker
+    def start(self, *plans: WorkerPlan) -> list[WorkerProcess]:
+        """Starts client processes, all at once, and waits until they work.
+
+        Raises:
+            HarnessError: One ended or takes too long.
+        """
+        started = [
+            WorkerProcess(plan, self._network.command_prefix(plan.host), self._directory)
+            for plan in plans
+        ]
+        self.workers += started
+        for worker in started:
+            worker.wait_ready()
+        return started
 
     def replace(self, old: WorkerProcess, plan: WorkerPlan) -> WorkerProcess:
         """Starts a client process in place of one that was killed; does not wait for it."""
@@ -146,10 +154,14 @@ class WorkerPool:
         Raises:
             HarnessError: It failed.
         """
-        worker = self.start(plan)
+        [worker] = self.start(plan)
         code = worker.wait_done(timeout_s)
         if code:
             raise HarnessError(f"{plan.kind} failed ({code}): {worker.tail()}")
+
+    def pids(self) -> dict[str, int]:
+        """Returns the pid of the process that runs on each host."""
+        return {worker.plan.host: worker.pid for worker in self.workers if worker.is_running}
 
     def counts(self) -> Counter[str]:
         """Returns the sum of all counters."""

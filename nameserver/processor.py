@@ -123,6 +123,8 @@ class NameserverProcessor:
         _check_address(header.broker_address)
         if header.broker_id < LEADER_ID:
             raise InvalidParameterError(f"brokerId must be at least 0, not {header.broker_id}")
+        if header.shared_address:
+            _check_address(header.shared_address)
         if header.term < 0:
             raise InvalidParameterError(f"dlTerm must be at least 0, not {header.term}")
         if header.body_crc32 and header.body_crc32 != zlib.crc32(command.body) & _CRC_MASK:
@@ -136,6 +138,7 @@ class NameserverProcessor:
                 address=header.broker_address,
                 ha_address=header.ha_server_address,
                 term=header.term,
+                shared_address=header.shared_address,
                 connection_id=connection.id,
                 expiry_ms=header.heartbeat_timeout_ms,
                 topics=body.topics,
@@ -196,8 +199,9 @@ class NameserverProcessor:
     # --- routes ---------------------------------------------------------------------------------
 
     def _route(self, connection: Connection, command: Command) -> Reply:
-        topic = command.header(headers.GetRouteHeader).topic
-        route = self._routes.route(topic)
+        header = command.header(headers.GetRouteHeader)
+        topic = header.topic
+        route = self._routes.route(topic, own_addresses=header.own_addresses)
         order = self._key_values.find(ORDER_TOPIC_NAMESPACE, topic) or ""
         return None, bodies.encode_topic_route(
             bodies.TopicRouteData(

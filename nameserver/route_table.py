@@ -77,6 +77,8 @@ class Registration:
     Attributes:
         broker_id: 0 for the leader, follower number + 1 otherwise.
         term: Raft term in which it took this role; 0 if the broker announces none.
+        shared_address: An address that the leader took over from the one before it and that the
+            next one will take over; "" if there is none.
         connection_id: Connection on which it arrived; its loss removes the address.
         expiry_ms: Expiry that the broker asks for, or `None`.
     """
@@ -87,6 +89,7 @@ class Registration:
     address: str
     ha_address: str = ""
     term: int = 0
+    shared_address: str = ""
     connection_id: int
     expiry_ms: int | None = None
     topics: Mapping[str, TopicConfig] = field(default_factory=dict)
@@ -152,17 +155,20 @@ class _Group:
     topics_version: tuple[int, DataVersion] | None = None
     leader_term: int = 0  # highest term ever registered.  Invariant: never falls.
     leader_address: str = ""  # who registered with it; stays after the leader is gone
+    shared_address: str = ""  # of the newest leader; the next one takes it over
     is_write_wiped: bool = False
 
     def by_address(self, address: str) -> _Member | None:
         return next((m for m in self.members.values() if m.address == address), None)
 
-    def view(self) -> GroupRoute:
-        return GroupRoute(
-            cluster=self.cluster,
-            broker_name=self.broker_name,
-            addresses={key: self.members[key].address for key in sorted(self.members)},
-        )
+    def view(self, *, own_addresses: bool = True) -> GroupRoute:
+        addresses = {key: self.members[key].address for key in sorted(self.members)}
+        if self.shared_address and addresses and not own_addresses:
+            # Also while nobody leads: the next leader will be found there.
+            addresses = {LEADER_ID: self.shared_address} | {
+                key: address for key, address in addresses.items() if key != LEADER_ID
+            }
+        return GroupRoute(cluster=self.cluster, broker_name=self.broker_name, addresses=addresses)
 
     def shown(self, config: TopicConfig) -> TopicConfig:
         if not self.is_write_wiped:
@@ -217,6 +223,7 @@ class RouteTable:
             group.cluster = registration.cluster
             group.leader_term = registration.term
             group.leader_address = registration.address
+            group.shared_address = registration.shared_address
             topics_changed = self._take_topics(group, registration)
         leader = group.members.get(LEADER_ID)
         return RegisterOutcome(
@@ -273,8 +280,13 @@ class RouteTable:
 
     # --- routes ---------------------------------------------------------------------------------
 
-    def route(self, topic: str) -> TopicRoute:
+    def route(self, topic: str, *, own_addresses: bool = True) -> TopicRoute:
         """Returns where a topic lives.
+
+        Args:
+            topic: The topic.
+            own_addresses: Leaders' own addresses, for who learns of a new leader at once, rather
+                than those that the next leader takes over.
 
         Raises:
             TopicNotFoundError: No group with a registered replica holds it.
@@ -283,7 +295,7 @@ class RouteTable:
         if not holders:
             raise TopicNotFoundError(f"No topic route info in name server for the topic: {topic}")
         return TopicRoute(
-            groups=tuple(group.view() for group in holders),
+            groups=tuple(group.view(own_addresses=own_addresses) for group in holders),
             topics={group.broker_name: group.shown(group.topics[topic]) for group in holders},
         )
 

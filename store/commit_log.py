@@ -30,6 +30,7 @@ from store.group_commit import GroupCommit, Seal
 from store.log_reset import reset_files
 from store.log_statistics import CommitLogStatistics
 from store.mark_file import DurableMark
+from store.members_file import load_members, save_members
 from store.reader import LogReader
 from store.record import (
     HEADER_BYTES,
@@ -84,6 +85,7 @@ class CommitLog:
         self._last_term = 0
         self._offset_end = 0
         self._vote = Vote(0, None)
+        self._members: bytes | None = None
         self._is_closed = False
 
     @classmethod
@@ -131,6 +133,7 @@ class CommitLog:
                 # the last process may have died between a change and its sync.
                 fs.sync_directory(directory)
                 stored = load_vote(fs, directory)
+                members = load_members(fs, directory)
                 found = recovery.open_log(fs, directory, config, mark)
                 vote = settle_vote(fs, directory, stored, found.last_term)
                 if mark.offset is None:
@@ -146,7 +149,7 @@ class CommitLog:
                 async_delay_s=delay_s,
             )
             log = cls(directory, config, fs, group, mark, lock)
-            log._adopt(found, vote)
+            log._adopt(found, vote, members)
             stack.pop_all()
         logger.info("log opened directory=%s %s", directory, log)
         return log
@@ -158,7 +161,7 @@ class CommitLog:
             f"segments={len(self._segments)}>"
         )
 
-    def _adopt(self, found: recovery.Examination, vote: Vote) -> None:
+    def _adopt(self, found: recovery.Examination, vote: Vote, members: bytes | None) -> None:
         self._segments.extend(found.segments)
         if found.segments:
             self._active = found.segments[-1]
@@ -166,6 +169,7 @@ class CommitLog:
         self._last_index, self._last_term = found.last_index, found.last_term
         self._group.begin(found.last_index, self._offset_end)
         self._vote = vote
+        self._members = members
 
     # --- where the log begins and ends ----------------------------------------------------------
 
@@ -536,14 +540,32 @@ class CommitLog:
         vote = Vote(term, voted_for)
         if vote == self._vote:
             return
-        try:
+        with self._replacing():
             save_vote(self._fs, self._directory, vote)
+        self._vote = vote
+
+    @property
+    def members(self) -> bytes | None:
+        """Returns what `save_members` stored last; None if nothing ever was."""
+        return self._members
+
+    def save_members(self, content: bytes) -> None:
+        """Stores who belongs to the group. Errors and durability as `save_vote`."""
+        self._check_writable()
+        with self._replacing():
+            save_members(self._fs, self._directory, content)
+        self._members = content
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Turns errors of a file being replaced into ours."""
+        try:
+            yield
         except DiskFailureError as error:
             self._group.fail(error)
             raise
         except OSError as error:
             raise self._space_error(error, PAGE_BYTES) from error
-        self._vote = vote
 
     def _settle(self) -> None:
         active = self._active
@@ -593,6 +615,10 @@ class CommitLog:
             CorruptRecordError: A record among them fails its check.
         """
         return self._reader.read(physical_offset, size_bytes)
+
+    def locate(self, physical_offset: int) -> tuple[int, int] | None:
+        """Returns index and term of the entry whose record holds a byte, None if none does."""
+        return self._reader.locate(physical_offset)
 
     # --- the whole ------------------------------------------------------------------------------
 

@@ -85,6 +85,15 @@ class LogReader:
                 return view[physical_offset - start : stop - start]
         return self._read_mapped(physical_offset, stop)
 
+    def locate(self, physical_offset: int) -> tuple[int, int] | None:
+        """See `CommitLog.locate`."""
+        if not self._segments or not self.offset_min <= physical_offset < self._segments[-1].end:
+            return None
+        place = bisect_right(self._segments, physical_offset, key=_base_of) - 1
+        segment = self._segments[place]
+        index = segment.index_at(physical_offset)
+        return index, segment.term_at(index)
+
     def segment_of_index(self, index: int) -> Segment:
         """Returns the segment that holds an entry known to be held."""
         # Only the newest segment can be empty, and is then sorted behind every index.

@@ -1,25 +1,20 @@
-"""Term and vote: the few bytes that keep a replica from voting twice in one term.
-
-A new vote is written to a spare file that takes the old one's place. The spare is kept ready with
-its space allocated, so that a replica with a full disk can still vote and lead, and serve reads.
-"""
+"""Term and vote: the few bytes that keep a replica from voting twice in one term."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import struct
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from dledger.errors import Corruption, CorruptRecordError, DiskFailureError, invariant
+from dledger.errors import Corruption, CorruptRecordError, invariant
 from store.files import FileSystem
+from store.replaced_file import read_file, replace_file
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "vote"
-SPARE_NAME = "vote.spare"
 _FILE_BYTES = 2048
 _NAME_BYTES_MAX = 1024
 
@@ -81,17 +76,12 @@ def load_vote(fs: FileSystem, directory: Path) -> Vote | None:
         CorruptRecordError: The file is damaged. It is replaced in one step, so no crash explains
             that, and a replica that has forgotten its vote must not vote.
     """
-    if FILE_NAME not in fs.list_directory(directory):
+    data = read_file(fs, directory / FILE_NAME, _FILE_BYTES)
+    if data is None:
         return None
-    path = directory / FILE_NAME
-    file = fs.open(path)
-    try:
-        data = fs.read(file, 0, _FILE_BYTES)
-    finally:
-        fs.close(file)
     found = decode_vote(data)
     if isinstance(found, Corruption):
-        raise CorruptRecordError(str(path), 0, found)
+        raise CorruptRecordError(str(directory / FILE_NAME), 0, found)
     return found
 
 
@@ -119,22 +109,4 @@ def save_vote(fs: FileSystem, directory: Path, vote: Vote) -> None:
 
     Durability: synced on return.
     """
-    data = encode_vote(vote)
-    spare = directory / SPARE_NAME
-    try:
-        file = fs.open(spare)
-    except FileNotFoundError:
-        file = fs.create(spare, _FILE_BYTES)
-    try:
-        fs.allocate(file, _FILE_BYTES)  # its creation may have been cut short
-        fs.write(file, 0, [data])
-        fs.sync(file)
-    finally:
-        fs.close(file)
-    fs.rename(spare, directory / FILE_NAME)
-    try:
-        fs.sync_directory(directory)
-    except OSError as error:
-        raise DiskFailureError(f"the new vote could not be made durable: {error}") from error
-    with contextlib.suppress(OSError):
-        fs.close(fs.create(spare, _FILE_BYTES))
+    replace_file(fs, directory / FILE_NAME, encode_vote(vote), _FILE_BYTES)

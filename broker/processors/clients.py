@@ -244,6 +244,10 @@ class ClientProcessor:
         for group in self._context.clients.consumer_groups():
             self._notify_later(group)
 
+    def shares_changed(self, group: str) -> None:
+        """Lets the members of a group ask for their queues again."""
+        self._notify_later(group)
+
     def close(self) -> None:
         """Stops telling anybody anything."""
         if self._timer is not None:

@@ -6,6 +6,7 @@ from broker.context import BrokerContext
 from broker.statistics import Meter
 from dledger.codes import PROTOCOL_VERSION
 from dledger.model import Role
+from dledger.raft.configuration import Member
 from dledger.remoting.bodies import encode_kv_table
 from dledger.remoting.commands import Command
 from dledger.remoting.server import Connection
@@ -29,8 +30,9 @@ class InfoProcessor:
         counters = context.counters
         long_polls = context.long_polls.statistics()
         clients = context.clients.statistics()
-        leader = context.config.address_of(raft.leader_id)
+        leader = context.address_of(raft.leader_id)
         now_ms = context.clock.wall_ms()
+        free_bytes = context.gate.free_bytes
         values: dict[str, object] = {
             "brokerVersionDesc": "dledger",
             "brokerVersion": PROTOCOL_VERSION,
@@ -45,7 +47,8 @@ class InfoProcessor:
             "sendThreadPoolQueueHeadWaitTimeMills": 0,
             "pullThreadPoolQueueHeadWaitTimeMills": 0,
             "pageCacheLockTimeMills": 0,
-            "commitLogDiskRatio": "0.0",
+            "commitLogDiskRatio": round(log.size_bytes / max(1, log.size_bytes + free_bytes), 4),
+            "diskFreeBytes": free_bytes,
             "dispatchBehindBytes": 0,
             "commitLogMinOffset": log.offset_min,
             "commitLogMaxOffset": log.offset_end,
@@ -53,10 +56,17 @@ class InfoProcessor:
             "replicaId": context.config.replica_id,
             "raftRole": raft.role.value,
             "raftTerm": raft.term,
+            "raftMembers": ";".join(f"{r.id}={r.address}" for r in context.config.replicas),
+            "programVersion": context.program_version,
             "raftLeader": raft.leader_id or "",
             "raftLeaderAddress": leader or "",
             "raftServing": raft.is_serving,
             "raftAddress": context.config.replica.raft_address,
+            "raftMember": _membership(context.member),
+            "raftIncarnation": raft.identity.incarnation,
+            "raftConfigurationIndex": raft.configuration.index,
+            "raftVoters": ";".join(raft.configuration.voters),
+            "raftLearners": ";".join(raft.configuration.learners),
             "raftPendingBytes": raft.pending_bytes,
             "commitIndex": raft.commit_index,
             "appliedIndex": raft.applied_index,
@@ -64,6 +74,7 @@ class InfoProcessor:
             "logBytes": log.size_bytes,
             "retainedOffset": store.retained_offset,
             "diskFull": context.gate.is_disk_full,
+            "roomToLead": context.gate.has_room_to_lead,
             "pid": context.pid,
             "topicCount": len(store.topics),
             "groupCount": len(store.groups),
@@ -107,6 +118,12 @@ class InfoProcessor:
             "putMessageAverageSize": round(statistics.put.bytes.amount / max(1, put.amount), 1),
             "putLatencyMillis": round(statistics.put.seconds.minute(now_s).per_time * 1000, 3),
         }
+
+
+def _membership(member: Member | None) -> str:
+    if member is None:
+        return "none"
+    return "voter" if member.is_voter else "learner"
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Looking closely: 43, 303, 321, 328, 343, 345, and which subscriptions differ (ours)."""
+"""Looking closely: 43, 303, 321, 328, 343, 345; ours: 30060 and 30061."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from broker.context import BrokerContext
 from broker.filters import subscription_codes
 from broker.messages import MessageReader
 from broker.processors.clients import connections_of
-from dledger.errors import InvalidParameterError, TopicNotFoundError
+from dledger.errors import InvalidParameterError, NotFoundError, TopicNotFoundError
+from dledger.message import Property, decode_properties, stored_properties
 from dledger.model import MessageQueue, TopicConfig
 from dledger.remoting.admin_headers import (
     ConsumeTimeSpanHeader,
+    LocateMessageHeader,
+    LocateMessageResponse,
     QueryConsumeQueueHeader,
     QuerySubscriptionHeader,
     QueryTopicsOfGroupHeader,
@@ -28,6 +31,7 @@ from dledger.remoting.bodies.admin import (
     encode_time_spans,
 )
 from dledger.remoting.commands import Command
+from dledger.remoting.headers import to_ext
 from dledger.remoting.server import Connection
 
 UNITS_MAX = 1000
@@ -138,6 +142,30 @@ class InspectionProcessor:
             groups=groups, detected=guard.detected, refused=guard.refused
         )
         connection.reply(command, body=encode_differences(answer))
+
+    def locate(self, connection: Connection, command: Command) -> None:
+        """30061, ours: where the message at a physical offset lies in this replica's log.
+
+        Raises:
+            NotFoundError: This replica does not hold it, or has not applied it yet.
+        """
+        offset = command.header(LocateMessageHeader).physical_offset
+        data = self._reader.view(offset) if offset >= 0 else None
+        place = self._context.log.locate(offset)
+        if data is None or place is None:
+            raise NotFoundError(f"no message is known to begin at {offset}")
+        index, term = place
+        raft = self._context.raft
+        answer = LocateMessageResponse(
+            replica_id=self._context.config.replica_id,
+            index=index,
+            term=term,
+            unique_key=decode_properties(stored_properties(data)).get(Property.UNIQUE_KEY, ""),
+            is_durable=raft.durable_index >= index,
+            is_applied=raft.applied_index >= index,
+            is_leader=raft.is_serving,
+        )
+        connection.reply(command, 0, to_ext(answer))
 
     def _topic(self, name: str) -> TopicConfig:
         topic = self._context.store.topic(name)

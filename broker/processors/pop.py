@@ -105,6 +105,8 @@ class PopProcessor:
         # Wall clock at which something of a topic in which pops wait is visible again.
         self._visible: dict[int, int] = {}
         self._to_wake: dict[tuple[int, int], None] = {}
+        # Topics of which more could be given out if less were out.
+        self._full: set[int] = set()
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -245,6 +247,8 @@ class PopProcessor:
             )
             self._bury(request, queue_id, choice)
             look.rest += choice.rest
+            if choice.is_full:
+                self._full.add(topic.topic_id)
             if choice.visible_ms is not None:
                 look.visible_ms = min(look.visible_ms or choice.visible_ms, choice.visible_ms)
             if choice.part is not None and (choice.messages or is_worth(choice)):
@@ -290,7 +294,8 @@ class PopProcessor:
             look.found = [found for found, is_accepted in pairs if is_accepted]
             if any(choice.messages for _, choice in look.found):
                 self._note_visible(request, self._context.clock.wall_ms() + request.invisible_ms)
-                self._answer(request, look, popped.pop_ms)
+                # Retention may have taken a message since it was chosen.
+                self._guarded(lambda given: self._answer(given, look, popped.pop_ms), request)
             else:
                 # Somebody moved the group meanwhile: from there, then.
                 self._guarded(self._run, request)
@@ -465,6 +470,13 @@ class PopProcessor:
         """Notes queues, (topic id, queue id), that got messages: waiting pops look again soon."""
         for topic_id, queue_id in queues:
             self._wake_soon(topic_id, queue_id)
+
+    def acknowledged(self, topic: str) -> None:
+        """Notes that less of a topic is out than before."""
+        config = self._context.store.topic(topic)
+        if self._full and config is not None and config.topic_id in self._full:
+            self._full.discard(config.topic_id)
+            self.visibility_changed(topic)
 
     def visibility_changed(self, topic: str) -> None:
         """Notes that messages of a topic may be visible earlier, or no longer in the way."""

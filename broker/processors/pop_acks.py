@@ -66,6 +66,7 @@ class PopAckProcessor:
         acks: PopAcks,
         dead_letters: PopDeadLetters,
         *,
+        on_acknowledged: Callable[[str], None],
         on_visibility: Callable[[str], None],
         redirect: Callable[[Connection, Command], None],
     ) -> None:
@@ -75,12 +76,14 @@ class PopAckProcessor:
             context: The broker's parts.
             acks: Gathers acknowledgements.
             dead_letters: What must not be acknowledged any more.
+            on_acknowledged: Called with a topic of which less is out than before.
             on_visibility: Called with a topic of which more can be popped than before.
             redirect: Takes a request that had no effect because this replica stopped leading.
         """
         self._context = context
         self._acks = acks
         self._dead_letters = dead_letters
+        self._on_acknowledged = on_acknowledged
         self._on_visibility = on_visibility
         self._redirect = redirect
 
@@ -170,9 +173,9 @@ class PopAckProcessor:
                 connection.reply(command)
             else:
                 self._fail(connection, command, worst)
-            if order:
-                for topic in {ack.topic for ack in acks}:
-                    self._on_visibility(topic)
+            notify = self._on_visibility if order else self._on_acknowledged
+            for topic in {ack.topic for ack in acks}:
+                notify(topic)
 
         for ack in acks:
             try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Iterator
-from typing import Any
 
 from broker.context import BrokerContext
 from broker.feature_commands import encode_feature
 from broker.live_settings import LiveSettings, PutSettings, Scope, parse_properties
+from dledger.config import flatten_config
 from dledger.errors import InvalidParameterError
 from dledger.remoting.bodies import DataVersion, encode_data_version
 from dledger.remoting.commands import Command
@@ -29,7 +27,7 @@ class SettingsProcessor:
 
     def show(self, connection: Connection, command: Command) -> None:
         """26: the settings as they hold now, as properties text."""
-        lines = sorted(f"{name}={value}" for name, value in flatten("", self._context.config))
+        lines = sorted(f"{name}={value}" for name, value in flatten_config(self._context.config))
         text = "\n".join([*lines, ""])
         version = encode_data_version(DataVersion()).decode()
         connection.reply(command, 0, {"version": version}, body=text.encode())
@@ -62,16 +60,3 @@ class SettingsProcessor:
             "settings changed: %s", " ".join(f"{name}={value}" for name, value in changes.items())
         )
         connection.reply(command)
-
-
-def flatten(at: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yields the fields of a configuration record by their dotted names, as texts."""
-    for field in dataclasses.fields(value):
-        name = f"{at}{field.name}"
-        item = getattr(value, field.name)
-        if dataclasses.is_dataclass(item):
-            yield from flatten(f"{name}.", item)
-        elif isinstance(item, list):
-            yield name, ";".join(str(getattr(part, "address", part)) for part in item)
-        else:
-            yield name, str(item).lower() if isinstance(item, bool) else str(item)

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from dledger.client.config import AdminConfig, nameserver_addresses
 from dledger.client.dead_letters import DeadLetters
+from dledger.client.group_admin import GroupAdmin
+from dledger.client.inspector import Inspector
 from dledger.client.offsets import Offsets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
@@ -57,8 +59,6 @@ from dledger.remoting.headers import (
     GetTopicConfigHeader,
     QueryMessageHeader,
     QueryTopicConsumersHeader,
-    TransferLeaderHeader,
-    TransferLeaderResponse,
     ViewMessageHeader,
 )
 from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHeader
@@ -66,7 +66,7 @@ from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHe
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers
 
 
-class AsyncAdmin:
+class AsyncAdmin(GroupAdmin):
     """Administers a cluster.
 
     Every method raises `BrokerResponseError` when a server refuses (its `definite` says whether
@@ -121,6 +121,10 @@ class AsyncAdmin:
     def topology(self) -> Topology:
         """Returns what extends topics to a new broker group, and makes order topics."""
         return Topology(self._session)
+
+    def inspector(self) -> Inspector:
+        """Returns what explains messages and changes attributes."""
+        return Inspector(self._session, self)
 
     # --- topics -------------------------------------------------------------------------------
 
@@ -509,21 +513,6 @@ class AsyncAdmin:
         """Returns what one replica says of itself, as text by name."""
         response = await self._call_address(address, RequestCode.GET_BROKER_RUNTIME_INFO)
         return decode_kv_table(response.body)
-
-    async def transfer_leader(self, broker_name: str, replica_id: str | None = None) -> str:
-        """Hands the leadership of a broker group to one of its replicas.
-
-        Args:
-            broker_name: The group.
-            replica_id: The replica; by default any that has the whole log.
-
-        Returns:
-            The replica that leads now; empty if the old leader does not know it yet.
-        """
-        await self._groups([broker_name])
-        header = TransferLeaderHeader(replica_id=replica_id or "")
-        answer = await self._session.call_leader(broker_name, RequestCode.TRANSFER_LEADER, header)
-        return answer.header(TransferLeaderResponse).replica_id
 
     # --- inside -------------------------------------------------------------------------------
 

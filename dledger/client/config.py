@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dledger.client.rebalance import STRATEGIES, VIRTUAL_NODES
+from dledger.allocation import STRATEGIES, VIRTUAL_NODES
 from dledger.codes import FRAME_BYTES_MAX, MESSAGE_BODY_BYTES_MAX
 from dledger.errors import ConfigError
 from dledger.model import MessageQueue
@@ -105,6 +105,7 @@ class ProducerConfig:
         compress_min_bytes: Bodies from this size on are compressed and sent alone; 0: never.
         message_bytes_max: Largest body accepted.
         default_topic_queue_count: Queues of a topic that the first send creates.
+        trace: Write what was sent, when and how fast to RMQ_SYS_TRACE_TOPIC.
     """
 
     send_timeout_s: float = 10.0
@@ -122,6 +123,7 @@ class ProducerConfig:
     compress_min_bytes: int = 4096
     message_bytes_max: int = MESSAGE_BODY_BYTES_MAX
     default_topic_queue_count: int = 4
+    trace: bool = False
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -174,6 +176,25 @@ class PullConsumerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SimpleConsumerConfig:
+    """How a simple consumer receives.
+
+    Attributes:
+        poll_s: How long a broker holds a question for messages; `receive` may wait for longer.
+        leader_wait_s: How long a group without a leader is waited for before others are asked.
+    """
+
+    poll_s: float = 15.0
+    leader_wait_s: float = 1.0
+    session: SessionConfig = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        for name in ("poll_s", "leader_wait_s"):
+            _require(name, getattr(self, name), getattr(self, name) > 0, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PushConsumerConfig:
     """How a push consumer reads, shares queues with its group, and commits.
 
@@ -201,6 +222,7 @@ class PushConsumerConfig:
         consume_timestamp_ms: Where `ConsumeFrom.TIMESTAMP` begins, in ms since the epoch.
         offset_directory: Where a broadcasting consumer keeps its offsets; `~/.dledger/offsets` if
             empty.
+        trace: Write what was consumed, when and how fast to RMQ_SYS_TRACE_TOPIC.
         lock_renew_s: Ordered only: how often locks are renewed.
         lock_valid_s: Ordered only: how long an own lock counts after its renewal was asked for;
             well below the 60 s after which brokers give it to another.
@@ -215,6 +237,7 @@ class PushConsumerConfig:
     rebalance_interval_s: float = 20.0
     drain_timeout_s: float = 10.0
     failed_messages: Literal["broker", "local"] = "broker"
+    trace: bool = False
     reconsume_max: int | None = None
     redelivery_min_s: float = 1.0
     redelivery_max_s: float = 30.0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dledger.allocation import difference, strategy
 from dledger.client.answers import Ended, MemberAnswers, MemberView
 from dledger.client.config import PushConsumerConfig
 from dledger.client.filters import Subscription, subscribe
@@ -23,11 +24,11 @@ from dledger.client.offsets import Offsets
 from dledger.client.ordering import LockKeeper, OrderedLine, QueueLocks
 from dledger.client.process_queue import ProcessQueue
 from dledger.client.puller import Puller
-from dledger.client.rebalance import difference, strategy
 from dledger.client.redelivery import BrokerRedelivery, LocalRedelivery
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
 from dledger.client.subscription_check import check_subscription, wire
+from dledger.client.tracing import Handed, Tracer
 from dledger.codes import RETRY_PREFIX, RequestCode
 from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
 from dledger.message import Property, ReceivedMessage, Rejection
@@ -52,12 +53,14 @@ _HAND_PAUSE_S = 0.01
 class Delivery:
     """One message handed out, with the window that must hear of its end.
 
-    One that was handed over out of turn has `ended`, and only that is told.
+    One that was handed over out of turn has `ended`, and only that is told. One that is traced has
+    `handed` while a handler has it.
     """
 
     window: ProcessQueue
     message: ReceivedMessage
     ended: Ended | None = None
+    handed: Handed | None = None
 
 
 class GroupReader:
@@ -113,6 +116,7 @@ class GroupReader:
         self._unbalanced = asyncio.Event()
         self._balanced_once = asyncio.Event()
         self._commit_lock = asyncio.Lock()
+        self._tracer = Tracer(session, group) if config.trace else None
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._member: Member | None = None
@@ -166,6 +170,8 @@ class GroupReader:
         self._session.request_handlers[RequestCode.RESET_CONSUMER_CLIENT_OFFSET] = self._moved
         self._answer_admins(data)
         await self._session.heartbeat_now()
+        if self._tracer is not None:
+            self._tracer.start()
         self._spawn(self._rebalance_forever(), "rebalance")
         self._spawn(self._commit_forever(), "commit")
         if self._locks is not None:
@@ -233,6 +239,8 @@ class GroupReader:
                 [queue for queue in self._windows if is_idle or not line.is_in_hand(queue)]
             )
         self._offsets.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     # --- delivery -----------------------------------------------------------------------------
 
@@ -256,6 +264,8 @@ class GroupReader:
             if delivery.window.dropped:
                 continue
             if self._line is None or self._line.take(delivery):
+                if self._tracer is not None:
+                    delivery.handed = self._tracer.handed(delivery.message)
                 return delivery
             self._call_soon(self._forget, delivery.window)
         return None
@@ -286,12 +296,19 @@ class GroupReader:
     def finish(self, delivery: Delivery) -> None:
         """Notes that a message is processed, or rejected by `nack`. Any thread."""
         rejection = delivery.message.rejection
+        if rejection is None:
+            self._note_end(delivery, success=True)
         if rejection is None and delivery.ended is not None:
             self._call_soon(delivery.ended, None)
         elif rejection is None:
             self._finish(delivery)
         else:
             self._call_soon(self._reject, delivery, rejection)
+
+    def _note_end(self, delivery: Delivery, *, success: bool) -> None:
+        if self._tracer is not None and delivery.handed is not None:
+            self._tracer.finished(delivery.handed, delivery.message, success=success)
+            delivery.handed = None
 
     def _finish(self, delivery: Delivery) -> None:
         self._finished.append(delivery)
@@ -310,6 +327,7 @@ class GroupReader:
 
     def _reject(self, delivery: Delivery, rejection: Rejection) -> None:
         delivery.message.rejection = None
+        self._note_end(delivery, success=False)
         if delivery.ended is not None:
             delivery.ended(rejection.reason or "rejected")
             return

@@ -34,6 +34,7 @@ from dledger.client.sending import (
 )
 from dledger.client.session import ClientSession
 from dledger.client.topics import Target, TopicLines
+from dledger.client.tracing import Tracer
 from dledger.clock import Clock, SystemClock
 from dledger.codes import MessageFlag, RequestCode
 from dledger.errors import (
@@ -107,6 +108,7 @@ class AsyncProducer:
         self._sender = BatchSender(
             self._session, self.config, group, clock, producer_id_of(unique_keys())
         )
+        self._tracer = Tracer(self._session, group) if self.config.trace else None
         self._topics: dict[str, TopicLines] = {}
         self._dirty: set[str] = set()
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()
@@ -137,6 +139,8 @@ class AsyncProducer:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             await self._session.start()
+            if self._tracer is not None:
+                self._tracer.start()
 
     async def close(self) -> None:
         """Waits until every message accepted has its result, then disconnects.
@@ -149,6 +153,8 @@ class AsyncProducer:
             return
         self._closing = True
         await self._idle.wait()
+        if self._tracer is not None:
+            await self._tracer.close()
         await self._session.close()
 
     async def __aenter__(self) -> AsyncProducer:
@@ -215,6 +221,8 @@ class AsyncProducer:
                 message = delayed(message, delay, deliver_at)
             pending = self._encoder.encode(message, future)
             self._accept(message.topic, pending, queue, shard_key)
+            if self._tracer is not None:
+                self._tracer.sending(message, pending.key, future)
         except DLedgerError as error:
             future.set_exception(error)
         return future

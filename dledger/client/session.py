@@ -446,7 +446,7 @@ class ClientSession:
         return route
 
     async def _ask_route(self, topic: str, answer_of: str, queues_max: int = 0) -> TopicRoute:
-        header = GetRouteHeader(topic=answer_of, accept_standard_json_only=True)
+        header = GetRouteHeader(topic=answer_of, accept_standard_json_only=True, own_addresses=True)
         response = await self.ask_nameserver(RequestCode.GET_ROUTEINFO_BY_TOPIC, to_ext(header))
         data = decode_topic_route(response.body)
         return topic_route(topic, data, queues_max=queues_max or None, guessed=answer_of != topic)

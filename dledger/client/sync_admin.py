@@ -12,6 +12,7 @@ from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.message import ReceivedMessage
 from dledger.model import ConsumeFrom, GroupConfig, MessageQueue, TopicConfig
 from dledger.remoting.bodies import ClusterInfo, ConnectionList
+from dledger.remoting.members import GroupConfiguration
 
 
 class Admin(SyncFront[AsyncAdmin]):
@@ -179,6 +180,22 @@ class Admin(SyncFront[AsyncAdmin]):
     def transfer_leader(self, broker_name: str, replica_id: str | None = None) -> str:
         """Hands the leadership of a broker group over. See `AsyncAdmin.transfer_leader`."""
         return self._loop.run(self._inner.transfer_leader(broker_name, replica_id))
+
+    def replicas(self, broker_name: str) -> GroupConfiguration:
+        """Returns who belongs to a broker group. See `AsyncAdmin.replicas`."""
+        return self._loop.run(self._inner.replicas(broker_name))
+
+    def add_replica(
+        self, broker_name: str, replica_id: str, address: str, raft_address: str
+    ) -> GroupConfiguration:
+        """Adds a replica to a broker group. See `AsyncAdmin.add_replica`."""
+        return self._loop.run(
+            self._inner.add_replica(broker_name, replica_id, address, raft_address)
+        )
+
+    def remove_replica(self, broker_name: str, replica_id: str) -> GroupConfiguration:
+        """Removes a replica from a broker group. See `AsyncAdmin.remove_replica`."""
+        return self._loop.run(self._inner.remove_replica(broker_name, replica_id))
 
     def broker_runtime_info(self, address: str) -> dict[str, str]:
         """Returns what one replica says of itself, as text by name."""

@@ -23,6 +23,11 @@ from typing import Any
 from pysyncobj.node import Node
 
 from dledger.errors import DiskFullError, DLedgerError, invariant
+from dledger.raft.configuration import (
+    Configuration,
+    decode_configuration,
+    encode_configuration,
+)
 from dledger.raft.elections import Elections
 from dledger.raft.protocols import SnapshotReader, SnapshotWriter
 from dledger.raft.upstream import LEADER
@@ -69,12 +74,13 @@ class OutgoingSnapshot:
 class IncomingSnapshot:
     """A snapshot that arrives."""
 
-    __slots__ = ("installing", "key", "writer")
+    __slots__ = ("configuration", "installing", "key", "writer")
 
     def __init__(self, key: tuple[int, int, int], writer: SnapshotWriter) -> None:
         self.key = key  # applied index, size, checksum
         self.writer = writer
         self.installing = False
+        self.configuration: Configuration | None = None  # the leader's, with the end
 
 
 class CatchUp(Elections):
@@ -179,10 +185,13 @@ class CatchUp(Elections):
             self._ask_floor(node)
             return False
         records, _ = self._log.read_records(first, 1)
+        # The newest one that is committed; what comes later is in the log that follows.
+        self._settle_configuration()
         return self._host.send(
             node.id,
             {
                 "type": "snapshot_end",
+                "configuration": encode_configuration(self._membership.committed),
                 "term": self._SyncObj__raftCurrentTerm,
                 "round": self._round,
                 "applied_index": outgoing.reader.applied_index,
@@ -288,6 +297,7 @@ class CatchUp(Elections):
         ):
             self._reply_snapshot(node, message, position=incoming.writer.position)
             return
+        incoming.configuration = decode_configuration(message["configuration"])
         incoming.installing = True
         record = bytes(message["payload"])
 
@@ -313,7 +323,15 @@ class CatchUp(Elections):
         """
         [first] = self._log.decode_records(memoryview(record))
         held = self._log.term_at(first.index) == first.term
-        return not held and first.index > self._SyncObj__raftCommitIndex
+        incoming = self._incoming
+        if held or first.index <= self._SyncObj__raftCommitIndex or incoming is None:
+            return False
+        if incoming.configuration is not None and incoming.configuration.index:
+            # Before the log is dropped. It is committed, so it counts whatever comes of this; and
+            # of what this log holds beyond the commit index nothing can be committed any more.
+            self._membership.install(incoming.configuration)
+            self._members_changed()
+        return True
 
     def installed(self, applied_index: int) -> None:
         """Takes note that log and state were replaced."""

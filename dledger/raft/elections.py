@@ -1,5 +1,9 @@
 """How a replica comes to lead: pre-vote, and leadership handed over on request.
 
+A replica answers whoever asks for its vote: that it is asked means that somebody counts it, and a
+learner may not have heard yet that it was promoted. Who counts an answer looks at its own
+configuration. A learner never asks.
+
 The election itself (terms, votes, counting) stays the library's. Added here: a pre-vote before the
 library may raise the term, and a `timeout_now` that is obeyed only if it comes from the leader of
 this very term.
@@ -10,27 +14,19 @@ from __future__ import annotations
 import random as random_module
 from typing import Any
 
-from pysyncobj import SyncObj
 from pysyncobj.node import Node
 
-from dledger.clock import Clock
 from dledger.raft.config import RaftConfig
-from dledger.raft.progress import Progress
-from dledger.raft.protocols import EngineHost, LogStorage
-from dledger.raft.upstream import FOLLOWER, LEADER, Peer
+from dledger.raft.roster import Roster
+from dledger.raft.upstream import FOLLOWER, LEADER
 
 
-class Elections(SyncObj):  # type: ignore[misc]
+class Elections(Roster):
     """The part of the engine that is about becoming and ceasing to be the leader."""
 
     _SyncObj__raftElectionDeadline: float
     _config: RaftConfig
-    _log: LogStorage
-    _host: EngineHost
-    _clock: Clock
     _random: random_module.Random
-    _peers: dict[str, Peer]
-    _progress: dict[str, Progress]
     _pre_votes: set[str] | None
     _last_leader_contact: float
 
@@ -43,7 +39,11 @@ class Elections(SyncObj):  # type: ignore[misc]
         now = self._clock.monotonic()
         if self._SyncObj__raftElectionDeadline >= now or self._SyncObj__transferInProgress:
             return
-        if not self._peers or not self._SyncObj__connectedNodes:
+        if not self._membership.is_voter:
+            # The library would stand for election.
+            self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
+            return
+        if not self._SyncObj__otherNodes or not self._SyncObj__connectedToAnyone():
             return
         # A pre-vote changes nothing, so it may be repeated soon when there is no leader to disturb:
         # the others may notice a little later that its connection was closed.
@@ -52,7 +52,7 @@ class Elections(SyncObj):  # type: ignore[misc]
             self._short_delay() if leader_gone else self._SyncObj__generateRaftTimeout()
         )
         self._pre_votes = set()
-        for peer_id in self._peers:
+        for peer_id in self.voter_ids():
             self._host.send(
                 peer_id,
                 {
@@ -62,6 +62,11 @@ class Elections(SyncObj):  # type: ignore[misc]
                     "last_log_term": self._log.last_term,
                 },
             )
+
+    def _SyncObj__connectedToAnyone(self) -> bool:
+        """Whether an election makes sense: learners do not vote."""
+        voters = self._SyncObj__otherNodes
+        return not voters or not voters.isdisjoint(self._SyncObj__connectedNodes)
 
     def _on_pre_vote(self, node: Node, message: dict[str, Any]) -> None:
         current = self._SyncObj__raftCurrentTerm
@@ -91,12 +96,13 @@ class Elections(SyncObj):  # type: ignore[misc]
             return
         if (
             self._pre_votes is None
+            or not self._counts(node)
             or not message["granted"]
             or message["term"] != self._SyncObj__raftCurrentTerm + 1
         ):
             return
         self._pre_votes.add(node.id)
-        if (len(self._pre_votes) + 1) * 2 > len(self._peers) + 1:
+        if (len(self._pre_votes) + 1) * 2 > len(self._SyncObj__otherNodes) + 1:
             self._pre_votes = None
             self._SyncObj__raftElectionDeadline = float("-inf")
             self._onTick(0)
@@ -128,7 +134,7 @@ class Elections(SyncObj):  # type: ignore[misc]
 
     def is_caught_up(self, peer_id: str) -> bool:
         """Whether, on a leader, a connected follower has confirmed the whole log."""
-        peer, progress = self._peers.get(peer_id), self._progress.get(peer_id)
+        peer, progress = self._targets.get(peer_id), self._progress.get(peer_id)
         return (
             peer is not None
             and progress is not None
@@ -153,6 +159,7 @@ class Elections(SyncObj):  # type: ignore[misc]
             or self._SyncObj__raftState != FOLLOWER
             or leader is None
             or leader != node
+            or not self._membership.is_voter
         ):
             return
         self._pre_votes = None

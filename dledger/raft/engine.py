@@ -38,6 +38,7 @@ from dledger.errors import DiskFullError, InvariantError, invariant
 from dledger.raft.catch_up import CatchUp, IncomingSnapshot, OutgoingSnapshot
 from dledger.raft.config import RaftConfig
 from dledger.raft.matching import check_sequence, entries_not_held, first_doubtful
+from dledger.raft.membership import Membership
 from dledger.raft.progress import Progress
 from dledger.raft.protocols import EngineHost, LogStorage
 from dledger.raft.upstream import (
@@ -63,7 +64,7 @@ class Engine(CatchUp):
     def __init__(
         self,
         replica_id: str,
-        peer_ids: Sequence[str],
+        membership: Membership,
         config: RaftConfig,
         log: LogStorage,
         host: EngineHost,
@@ -85,14 +86,17 @@ class Engine(CatchUp):
         self._last_leader_contact = float("-inf")
         self._round = 0
         self._pre_votes: set[str] | None = None
-        self._peers = {peer_id: Peer(peer_id) for peer_id in sorted(peer_ids)}
+        self._membership = membership
+        self._peers = {}
+        self._targets = {}
+        self._lives = {}
         self._commit_told = 0
         self._outgoing: dict[str, OutgoingSnapshot] = {}
         self._incoming: IncomingSnapshot | None = None
         engine_clock.set(clock)
         super().__init__(
             Peer(replica_id),
-            list(self._peers.values()),
+            [],
             conf=library_settings(config, log),
             nodeClass=Peer,
             transport=LinkTransport(host.send),
@@ -100,6 +104,7 @@ class Engine(CatchUp):
         check_fields(self)
         self.conf.onStateChanged = self._state_changed
         self._poller = NullPoller()
+        self._members_changed()
 
     def restore(self, applied_index: int, catch_up_index: int = 0) -> None:
         """Starts from the state machine's durable applied index; nothing is applied twice.
@@ -127,17 +132,20 @@ class Engine(CatchUp):
         engine_clock.set(self._clock)
         if self._SyncObj__raftState != LEADER:
             self._campaign_if_due()
-        elif not self._peers and self._log.durable_index < self._log.last_index:
+        elif not self._SyncObj__otherNodes and self._log.durable_index < self._log.last_index:
             # A group of one: the library would commit what is not durable yet.
             return
         self._onTick(0)
+        self._settle_configuration()
         if self._SyncObj__raftState == LEADER:
             self._tell_commit_if_idle()
 
     def receive(self, peer_id: str, message: dict[str, Any]) -> None:
         """Handles one message of a peer."""
         engine_clock.set(self._clock)
-        self._SyncObj__onMessageReceived(self._peers[peer_id], message)
+        peer = self._peers.get(peer_id)
+        if peer is not None:
+            self._SyncObj__onMessageReceived(peer, message)
 
     def propose(self, command: Any) -> int:
         """Appends a command as leader and returns its index. The room was reserved before."""
@@ -147,7 +155,7 @@ class Engine(CatchUp):
         self._checkCommandsToApply()
         invariant(self._log.last_index == before + 1, "a proposal was not appended")
         self._log.request_sync()
-        for peer in self._peers.values():
+        for peer in self._targets.values():
             self._send_to(peer)
         return before + 1
 
@@ -155,7 +163,7 @@ class Engine(CatchUp):
         """The own log became durable further: confirm to the leader, or count confirmations."""
         engine_clock.set(self._clock)
         if self._SyncObj__raftState == LEADER:
-            for peer in self._peers.values():
+            for peer in self._targets.values():
                 self._raise_match(peer)
         else:
             self._confirm()
@@ -163,16 +171,19 @@ class Engine(CatchUp):
     def peer_up(self, peer_id: str) -> None:
         """A peer can be reached; sending restarts from what it has confirmed."""
         engine_clock.set(self._clock)
-        peer = self._peers[peer_id]
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return
         self._SyncObj__onNodeConnected(peer)
-        if self._SyncObj__raftState == LEADER:
+        if self._SyncObj__raftState == LEADER and peer_id in self._targets:
             self._restart_sending(peer)
             self._send_to(peer)
 
     def peer_down(self, peer_id: str, *, reset: bool) -> None:
         """A peer cannot be reached. If it was the leader and its process died, do not wait."""
         engine_clock.set(self._clock)
-        self._SyncObj__onNodeDisconnected(self._peers[peer_id])
+        if peer_id in self._peers:
+            self._SyncObj__onNodeDisconnected(self._peers[peer_id])
         leader = self._SyncObj__raftLeader
         if reset and leader is not None and leader.id == peer_id:
             self._last_leader_contact = float("-inf")
@@ -189,8 +200,9 @@ class Engine(CatchUp):
 
     def round_confirmed(self, number: int) -> bool:
         """Whether a majority, this replica included, answered that broadcast or a later one."""
-        answers = 1 + sum(progress.round >= number for progress in self._progress.values())
-        return answers * 2 > len(self._peers) + 1
+        voters = self.voter_ids()
+        answers = 1 + sum(self._progress[voter].round >= number for voter in voters)
+        return answers * 2 > len(voters) + 1
 
     def next_deadline(self) -> float:
         """Returns the monotonic time of the next thing to do without a message."""
@@ -216,26 +228,9 @@ class Engine(CatchUp):
         no_op = self._SyncObj__noopIDx
         return no_op is not None and self._SyncObj__raftLastApplied >= no_op
 
-    def peer_ids(self) -> list[str]:
-        """Returns the other replicas."""
-        return list(self._peers)
-
     def commit_index(self) -> int:
         """Returns the highest index known to be committed."""
         return int(self._SyncObj__raftCommitIndex)
-
-    def peer_progress(self) -> dict[str, dict[str, int]]:
-        """Returns, on a leader, how far each follower is."""
-        return {
-            peer_id: {
-                "match_index": int(self._SyncObj__raftMatchIndex.get(self._peers[peer_id], 0)),
-                "next_index": int(self._SyncObj__raftNextIndex.get(self._peers[peer_id], 0)),
-                "in_flight_bytes": progress.in_flight_bytes,
-                "snapshot_bytes": self._snapshot_bytes(peer_id),
-                "connected": int(self._peers[peer_id] in self._SyncObj__connectedNodes),
-            }
-            for peer_id, progress in self._progress.items()
-        }
 
     # --- leading ---------------------------------------------------------------------------
 
@@ -248,7 +243,7 @@ class Engine(CatchUp):
             self._SyncObj__setState(FOLLOWER)
             return
         now = self._clock.monotonic()
-        self._progress = {peer_id: Progress() for peer_id in self._peers}
+        self._progress = {peer_id: Progress() for peer_id in self._targets}
         for progress in self._progress.values():
             progress.last_progress = now
         self._ack = None
@@ -278,7 +273,7 @@ class Engine(CatchUp):
             self._on_snapshot_reply(node, message)
         elif type_ == "timeout_now":
             self._on_timeout_now(node, message)
-        elif type_ in ("request_vote", "response_vote"):
+        elif type_ == "request_vote" or (type_ == "response_vote" and self._counts(node)):
             super()._SyncObj__onMessageReceived(node, message)
             self._host.state_changed()
             self._host.wake()
@@ -345,12 +340,14 @@ class Engine(CatchUp):
         if fresh:
             try:
                 log.reserve(sum(len(entry.record) for entry in fresh))
+                if fresh[0].index <= log.last_index:
+                    self._cut(fresh[0].index)
+                    self._configurations_cut(fresh[0].index)
+                self._note_configurations(fresh)
             except DiskFullError as error:
                 # Not confirmed, so the leader will send it again; the others may go on.
                 logger.warning("entries from the leader not stored: %s", error)
                 return False
-            if fresh[0].index <= log.last_index:
-                self._cut(fresh[0].index)
             log.append_records(fresh)
             log.request_sync()
         self._verified = max(self._verified, previous + len(entries))
@@ -479,7 +476,7 @@ class Engine(CatchUp):
         now = self._clock.monotonic()
         self._SyncObj__newAppendEntriesTime = now + self._config.heartbeat_ms / 1000
         self._round += 1
-        for peer_id, peer in self._peers.items():
+        for peer_id, peer in self._targets.items():
             if peer not in self._SyncObj__connectedNodes:
                 continue
             progress = self._progress[peer_id]
@@ -502,6 +499,8 @@ class Engine(CatchUp):
         """Sends entries as far as the follower's window allows; False if none was due."""
         if node not in self._SyncObj__connectedNodes or node.id in self._outgoing:
             return False
+        if node.id not in self._targets:
+            return False  # it is being removed
         progress = self._progress[node.id]
         sent = False
         while (

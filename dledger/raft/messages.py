@@ -56,7 +56,13 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "position": int,
         "piece_crc": int,
     },
-    "snapshot_end": {"term": int, "round": int, "applied_index": int, "crc": int},
+    "snapshot_end": {
+        "term": int,
+        "round": int,
+        "applied_index": int,
+        "crc": int,
+        "configuration": bytes,
+    },
     "snapshot_reply": {
         "term": int,
         "round": int,

@@ -23,27 +23,30 @@ from dledger.errors import (
     InvariantError,
     LeadershipLostError,
     NotLeaderError,
+    PeerRefusedError,
     ProposalRejectedError,
     ProtocolError,
-    RemoteProtocolError,
     StoreError,
     TransferFailedError,
 )
 from dledger.model import Role
+from dledger.raft.changes import Changes
 from dledger.raft.config import RaftConfig
+from dledger.raft.configuration import Configuration, encode_entry
 from dledger.raft.engine import Engine
+from dledger.raft.membership import Membership
 from dledger.raft.protocols import (
     Buffer,
+    Identity,
     LogStorage,
     ProposalCallback,
     RaftListener,
     RaftTransport,
     SnapshotExchange,
-    SnapshotReader,
-    SnapshotWriter,
     StampedCommand,
     StateMachine,
 )
+from dledger.raft.snapshot_host import SnapshotHost
 from dledger.raft.transfer import Transfer
 from dledger.raft.upstream import CANDIDATE, LEADER
 
@@ -68,14 +71,14 @@ class _Proposal:
         self.callback = callback
 
 
-class RaftNode:
+class RaftNode(SnapshotHost):
     """Replicates commands and applies them in the same order on every replica."""
 
     def __init__(
         self,
         *,
         replica_id: str,
-        peer_ids: Sequence[str],
+        bootstrap: Configuration,
         config: RaftConfig,
         log: LogStorage,
         machine: StateMachine,
@@ -85,12 +88,14 @@ class RaftNode:
         on_fatal: Callable[[BaseException], None],
         engine_class: type[Engine] = Engine,
         snapshots: SnapshotExchange | None = None,
+        incarnation: int = 0,
     ) -> None:
         """Prepares a node; `start` brings it to life.
 
         Args:
-            replica_id: This replica; unique in the group and never given to another.
-            peer_ids: The other replicas.
+            replica_id: This replica; unique in the group.
+            bootstrap: Whom the group began with, or what a replica that joins was told of it. A
+                configuration in the log wins.
             config: Timing and limits.
             log: Where entries, term and vote are stored.
             machine: What committed entries do.
@@ -102,6 +107,11 @@ class RaftNode:
             snapshots: For followers that need entries which a leader no longer holds; a group
                 whose logs keep everything needs none.
             engine_class: For the fault-injection harness, which plants faults in subclasses.
+            incarnation: Of a replica that joins; only looked at if the log is a new one.
+
+        Raises:
+            ReplicaRemovedError: It was removed from the group.
+            StoreError: The log belongs to another replica, or cannot be written.
         """
         self.replica_id = replica_id
         self._config = config
@@ -124,7 +134,15 @@ class RaftNode:
         self._told_leader: tuple[str | None, int] = (None, 0)
         self._apply_blocked_until = 0.0
         self._apply_error: DiskFullError | None = None  # why committed entries wait
-        self._engine = engine_class(replica_id, list(peer_ids), config, log, self, clock, random)
+        self._membership = Membership(
+            log,
+            replica_id,
+            bootstrap,
+            incarnation=incarnation,
+            directory_id=f"{random.getrandbits(64):016x}",
+        )
+        self._engine = engine_class(replica_id, self._membership, config, log, self, clock, random)
+        self.changes = Changes(self, self._engine, config, clock, self._wait)
         catch_up_index = 0 if snapshots is None else snapshots.catch_up_index
         self._engine.restore(machine.applied_index, catch_up_index)
 
@@ -136,7 +154,7 @@ class RaftNode:
         self._log.subscribe_durable(self._on_durable)
         self._log.subscribe_failure(self._fatal)
         self._log.request_sync()
-        await self._transport.start(self)
+        await self._transport.start(self, self._membership.places())
         self._arm_timer()
 
     async def stop(self) -> None:
@@ -238,6 +256,26 @@ class RaftNode:
         """On a leader: each follower's match index, next index and bytes in flight."""
         return self._engine.peer_progress() if self._engine.raft_state() == LEADER else {}
 
+    @property
+    def configuration(self) -> Configuration:
+        """Who belongs to the group, as far as this replica knows."""
+        return self._membership.current
+
+    @property
+    def identity(self) -> Identity:
+        """Who this replica is."""
+        return self._membership.identity
+
+    def propose_configuration(
+        self, configuration: Configuration, callback: ProposalCallback
+    ) -> None:
+        """Proposes another configuration; see `changes`, which knows when that is allowed.
+
+        Raises, calls back: as `propose`.
+        """
+        size = len(encode_entry(configuration))
+        self._propose(size, lambda: self._engine.propose_configuration(configuration), callback)
+
     def propose(self, command: Buffer | StampedCommand, callback: ProposalCallback) -> None:
         """Proposes a command; the callback gets `(result, None)` or `(None, error)`, once.
 
@@ -252,10 +290,13 @@ class RaftNode:
 
         Durability: on success the entry is durable on a majority and applied here.
         """
+        size = command.size_bytes if hasattr(command, "size_bytes") else len(command)
+        self._propose(size, lambda: self._engine.propose(command), callback)
+
+    def _propose(self, size: int, append: Callable[[], int], callback: ProposalCallback) -> None:
         term = self._serving_term
         if term is None or self._stopped or not self.is_serving:
             raise NotLeaderError(self.leader_id, self.term)
-        size = command.size_bytes if hasattr(command, "size_bytes") else len(command)
         if size > self._config.entry_bytes_max:
             raise ProposalRejectedError(
                 f"command of {size} bytes exceeds the limit of {self._config.entry_bytes_max}"
@@ -269,7 +310,7 @@ class RaftNode:
             raise self._apply_error
         self._log.reserve(size + self._log.record_header_bytes)
         try:
-            index = self._engine.propose(command)
+            index = append()
         except (InvariantError, StoreError) as error:
             self._fatal(error)
             raise
@@ -279,6 +320,9 @@ class RaftNode:
 
     async def submit(self, command: Buffer | StampedCommand) -> object:
         """Proposes a command and waits for its result; raises what `propose` reports."""
+        return await self._wait(lambda callback: self.propose(command, callback))
+
+    async def _wait(self, propose: Callable[[ProposalCallback], None]) -> object:
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
         def done(result: object, error: DLedgerError | None) -> None:
@@ -289,7 +333,7 @@ class RaftNode:
             else:
                 future.set_exception(error)
 
-        self.propose(command, done)
+        propose(done)
         return await future
 
     async def read_barrier(self) -> None:
@@ -327,7 +371,7 @@ class RaftNode:
 
         Raises:
             NotLeaderError: This replica does not serve.
-            InvalidParameterError: `target` is not in the group.
+            InvalidParameterError: `target` is not a voter of the group.
             TransferFailedError: Nobody was ready, or one is under way already; this leader goes on.
             CommitTimeoutError: The follower was asked but did not take over in time; it still may.
         """
@@ -337,9 +381,9 @@ class RaftNode:
             raise TransferFailedError("the leadership is being handed over already")
         if target == self.replica_id:
             return target
-        peers = self._engine.peer_ids()
+        peers = self._engine.voter_ids()
         if target is not None and target not in peers:
-            raise InvalidParameterError(f"{target} is not a replica of this group")
+            raise InvalidParameterError(f"{target} is not a voting replica of this group")
         candidates = peers if target is None else [target]
         deadline = self._clock.monotonic() + timeout_s
         transfer = self._transfer = Transfer(candidates, self.term, deadline)
@@ -389,44 +433,14 @@ class RaftNode:
             error = ProposalRejectedError("another leader's entry took the place; not stored")
             proposal.callback(None, error)
 
-    def open_snapshot(self) -> SnapshotReader | None:
-        """Returns the newest snapshot of the state, None if there is none."""
-        return None if self._snapshots is None else self._snapshots.open_newest()
-
-    def receive_snapshot(self, applied_index: int, size_bytes: int, crc: int) -> SnapshotWriter:
-        """Begins to receive a snapshot."""
-        if self._snapshots is None:
-            raise RemoteProtocolError("a snapshot for a replica that takes none")
-        return self._snapshots.receive(applied_index, size_bytes, crc)
-
-    def install_snapshot(
-        self,
-        writer: SnapshotWriter,
-        record: bytes,
-        done: Callable[[DLedgerError | None], None],
-    ) -> None:
-        """Replaces log and state by a received snapshot and the first entry of a log."""
-        if self._snapshots is None:
-            raise RemoteProtocolError("a snapshot for a replica that takes none")
-        engine = self._engine
-
-        def installed(applied_index: int | None, error: DLedgerError | None) -> None:
-            if self._stopped:
-                return
-            if error is None and applied_index is not None:
-                engine.installed(applied_index)
-                logger.info("snapshot installed: applied_index=%d", applied_index)
-            elif isinstance(error, StoreError) and not isinstance(error, DiskFullError):
-                self._fatal(error)
-                return
-            done(error)
-            self.wake()
-
-        self._snapshots.install(writer, record, lambda: engine.may_install(record), installed)
-
     def state_changed(self) -> None:
         """Looks at role and leader after the current call has finished."""
         self.wake()
+
+    def members_changed(self) -> None:
+        """Connects to whom the configuration names."""
+        if self._loop is not None and not self._stopped:
+            self._transport.set_peers(self._membership.places())
 
     def wake(self) -> None:
         """Ticks once, soon."""
@@ -434,6 +448,23 @@ class RaftNode:
             return
         self._tick_scheduled = True
         self._loop.call_soon(self._tick)
+
+    # --- who may talk to us -----------------------------------------------------------------
+
+    def admit(self, peer: Identity) -> None:
+        """Checks whether a replica may talk to this one; see `Membership.admit`."""
+        self._membership.admit(peer)
+
+    def on_refused(self, peer_id: str, error: DLedgerError) -> None:
+        """Stops for good if a peer knows that this replica must not take part any more."""
+        if self._stopped or isinstance(error, PeerRefusedError):
+            return
+        logger.critical("told by %s: %s", peer_id, error)
+        try:
+            self._membership.fence(str(error))
+        except StoreError as failure:
+            logger.error("not remembered: %s", failure)
+        self._fatal(error)
 
     # --- events -----------------------------------------------------------------------------
 
@@ -482,6 +513,7 @@ class RaftNode:
         self._expire()
         self._release_barriers()
         self._advance_transfer()
+        self.changes.advance()
         self._arm_timer()
 
     def _arm_timer(self) -> None:

@@ -9,8 +9,8 @@ this node, *committed* is durable on a majority, *applied* is visible in this no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from dledger.errors import DLedgerError, StoreError
 
@@ -113,6 +113,15 @@ class LogStorage(Protocol):
         """Stores term and vote. Durable on return."""
         ...
 
+    @property
+    def members(self) -> bytes | None:
+        """What `save_members` stored last; None if nothing ever was."""
+        ...
+
+    def save_members(self, content: bytes) -> None:
+        """Stores who belongs to the group. Durable on return."""
+        ...
+
     def subscribe_durable(self, callback: Callable[[int], None]) -> None:
         """Calls back on the event loop whenever `durable_index` rises."""
         ...
@@ -180,8 +189,42 @@ class RaftListener(Protocol):
         ...
 
 
+class Identity(NamedTuple):
+    """Who a replica says it is.
+
+    Attributes:
+        replica_id: Its name.
+        incarnation: Which life of it.
+        directory_id: Of its data directory: a random number made with it.
+    """
+
+    replica_id: str
+    incarnation: int = 0
+    directory_id: str = ""
+
+
+class PeerPlace(NamedTuple):
+    """Where a peer is, and which life of it is expected there."""
+
+    incarnation: int
+    raft_address: str
+
+
 class TransportReceiver(Protocol):
     """The node behind a transport. Called on the event loop."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who this replica is."""
+        ...
+
+    def admit(self, peer: Identity) -> None:
+        """Checks whether a replica may talk to this one; raises a ReplicationError if not."""
+        ...
+
+    def on_refused(self, peer_id: str, error: DLedgerError) -> None:
+        """A peer does not talk to this replica: PeerRefusedError for now, others for good."""
+        ...
 
     def on_message(self, peer_id: str, message: dict[str, Any]) -> None:
         """A message of a peer, in the order in which it was sent."""
@@ -203,8 +246,12 @@ class TransportReceiver(Protocol):
 class RaftTransport(Protocol):
     """Carries messages between the replicas of one group: in order, at most once, maybe never."""
 
-    async def start(self, receiver: TransportReceiver) -> None:
-        """Begins to listen and to connect."""
+    async def start(self, receiver: TransportReceiver, peers: Mapping[str, PeerPlace]) -> None:
+        """Begins to listen and to connect to the peers."""
+        ...
+
+    def set_peers(self, peers: Mapping[str, PeerPlace]) -> None:
+        """Connects to these from now on, and to no others."""
         ...
 
     async def stop(self) -> None:
@@ -320,6 +367,10 @@ class EngineHost(Protocol):
 
     def state_changed(self) -> None:
         """Role, term or leader may have changed."""
+        ...
+
+    def members_changed(self) -> None:
+        """Another configuration counts, or is known to be committed."""
         ...
 
     def open_snapshot(self) -> SnapshotReader | None:

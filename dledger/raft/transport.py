@@ -1,9 +1,11 @@
 """Raft messages over TCP: one connection per direction, dialled by the sender.
 
-A connection begins with a hello that names cluster, group, sender and receiver; strangers are
-refused. A newer connection of a peer replaces its older one, so messages of two connections never
-interleave. What a peer does not take is bounded: above `buffer_bytes_max` messages are dropped,
-and the engine sends them again later from the log.
+A connection begins with a hello that names cluster, group, sender and receiver, the two with their
+incarnations, and the sender's data directory; the answer names the receiver's. Strangers are
+refused, and who does not belong to the group any more is told so. A newer connection of a peer
+replaces its older one, so messages of two connections never interleave. What a peer does not take
+is bounded: above `buffer_bytes_max` messages are dropped, and the engine sends them again later
+from the log.
 """
 
 from __future__ import annotations
@@ -20,14 +22,30 @@ from typing import Any
 
 import msgspec
 
-from dledger.errors import ProtocolError
+from dledger.errors import (
+    DLedgerError,
+    PeerRefusedError,
+    ProtocolError,
+    ReplicaRemovedError,
+    ReplicaReplacedError,
+    ReplicationError,
+    StoreError,
+    invariant,
+)
 from dledger.raft.messages import MessageDecoder, decode_message, encode_message
-from dledger.raft.protocols import TransportReceiver
+from dledger.raft.protocols import Identity, PeerPlace, TransportReceiver
 
 logger = logging.getLogger(__name__)
 
-HELLO_VERSION = 1
+HELLO_VERSION = 2
 HELLO_BYTES_MAX = 4096
+DIRECTORY_ID_CHARS_MAX = 64
+# How an answer begins, and what it means to the one who said hello.
+_REFUSALS: dict[str, type[ReplicationError]] = {
+    "refused": PeerRefusedError,
+    "removed": ReplicaRemovedError,
+    "replaced": ReplicaReplacedError,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +58,6 @@ class TransportConfig:
         replica_id: This replica.
         listen_host: Address to listen on.
         listen_port: Port to listen on; 0 takes any.
-        peers: Address "host:port" of every other replica.
         buffer_bytes_max: Most bytes waiting for one peer; more is dropped.
         strangers_max: Connections whose hello has not come; one more ends the oldest of them.
         retry_max_s: A lost connection is dialled again after a random time up to this.
@@ -54,7 +71,6 @@ class TransportConfig:
     replica_id: str
     listen_host: str
     listen_port: int
-    peers: Mapping[str, str]
     buffer_bytes_max: int = 16 * 1024 * 1024
     strangers_max: int = 64
     retry_max_s: float = 0.2
@@ -70,11 +86,14 @@ class TcpTransport:
         self._random = random
         self._receiver: TransportReceiver | None = None
         self._server: asyncio.Server | None = None
-        self._dialers: list[asyncio.Task[None]] = []
+        self._peers: dict[str, PeerPlace] = {}
+        self._dialers: dict[str, asyncio.Task[None]] = {}
+        self._complaints: dict[str, str] = {}  # what each peer was last refused for
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._accepted: set[_Incoming] = set()
         self._strangers: dict[_Incoming, asyncio.TimerHandle] = {}  # the oldest first
+        self._refused_last = ""
         self._stopped = False
 
     @property
@@ -89,7 +108,7 @@ class TcpTransport:
             return self._config.listen_port
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def start(self, receiver: TransportReceiver) -> None:
+    async def start(self, receiver: TransportReceiver, peers: Mapping[str, PeerPlace]) -> None:
         """Listens and begins to dial every peer.
 
         Raises:
@@ -100,17 +119,35 @@ class TcpTransport:
         self._server = await loop.create_server(
             lambda: _Incoming(self), self._config.listen_host, self._config.listen_port
         )
-        self._dialers = [
-            loop.create_task(self._keep_connected(peer_id, address), name=f"raft-dial-{peer_id}")
-            for peer_id, address in self._config.peers.items()
-        ]
+        self.set_peers(peers)
+
+    def set_peers(self, peers: Mapping[str, PeerPlace]) -> None:
+        """Dials these from now on; connections with others are closed."""
+        loop = asyncio.get_running_loop()
+        for peer_id in [name for name, place in self._peers.items() if peers.get(name) != place]:
+            self._dialers.pop(peer_id).cancel()
+            self._complaints.pop(peer_id, None)
+            outgoing, incoming = (
+                self._outgoing.pop(peer_id, None),
+                self._incoming.pop(peer_id, None),
+            )
+            if outgoing is not None:
+                outgoing.abort()
+            if incoming is not None:
+                incoming.abort()
+        self._peers = dict(peers)
+        for peer_id, place in self._peers.items():
+            if peer_id not in self._dialers:
+                dialing = self._keep_connected(peer_id, place)
+                self._dialers[peer_id] = loop.create_task(dialing, name=f"raft-dial-{peer_id}")
 
     async def stop(self) -> None:
         """Closes the listener and every connection."""
         self._stopped = True
-        for dialer in self._dialers:
+        dialers = list(self._dialers.values())
+        for dialer in dialers:
             dialer.cancel()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        await asyncio.gather(*dialers, return_exceptions=True)
         for outgoing in list(self._outgoing.values()):
             outgoing.abort()
         for incoming in list(self._accepted):
@@ -132,35 +169,53 @@ class TcpTransport:
         outgoing = self._outgoing.get(peer_id)
         return 0 if outgoing is None else outgoing.buffered_bytes()
 
-    async def _keep_connected(self, peer_id: str, address: str) -> None:
-        host, _, port = address.rpartition(":")
+    async def _keep_connected(self, peer_id: str, place: PeerPlace) -> None:
+        host, _, port = place.raft_address.rpartition(":")
         loop = asyncio.get_running_loop()
         while True:
-            outgoing = _Outgoing(self._hello(peer_id))
+            outgoing = _Outgoing(self._hello(peer_id, place))
             try:
                 async with asyncio.timeout(self._config.connect_timeout_s):
                     await loop.create_connection(partial(_same, outgoing), host, int(port))
                     _tune_socket(outgoing.transport, self._config.user_timeout_ms)
-                    await outgoing.accepted
+                    directory_id = await outgoing.accepted
+                self._require().admit(Identity(peer_id, place.incarnation, directory_id))
                 self._outgoing[peer_id] = outgoing
                 self._up(peer_id)
                 reset = await outgoing.lost
                 del self._outgoing[peer_id]
                 self._down(peer_id, reset=reset)
-            except (OSError, ProtocolError) as error:  # a timeout is an OSError
+            except ReplicationError as error:
+                self._complain(peer_id, error)
+                if outgoing.refusal is not None:
+                    self._require().on_refused(peer_id, outgoing.refusal)
+            except (OSError, ProtocolError, StoreError) as error:  # a timeout is an OSError
                 logger.debug("connection to %s failed: %s", peer_id, error)
             finally:
                 outgoing.abort()
             await asyncio.sleep(self._random.uniform(0.02, self._config.retry_max_s))
 
-    def _hello(self, peer_id: str) -> bytes:
-        config = self._config
+    def _require(self) -> TransportReceiver:
+        invariant(self._receiver is not None, "the transport has no receiver")
+        return self._receiver  # type: ignore[return-value]
+
+    def _complain(self, peer_id: str, error: Exception) -> None:
+        """Logs why a replica is not talked to, once for each reason."""
+        if self._complaints.get(peer_id) != str(error):
+            self._complaints[peer_id] = str(error)
+            logger.warning("no connection with replica %s: %s", peer_id, error)
+
+    def _hello(self, peer_id: str, place: PeerPlace) -> bytes:
+        config, own = self._config, self._require().identity
         hello = {
             "version": HELLO_VERSION,
             "cluster": config.cluster_name,
             "group": config.group_name,
-            "from": config.replica_id,
+            "from": own.replica_id,
+            "incarnation": own.incarnation,
+            "directory": own.directory_id,
             "to": peer_id,
+            "to_incarnation": place.incarnation,
         }
         payload = msgspec.msgpack.encode(hello)
         return len(payload).to_bytes(4, "big") + payload
@@ -170,6 +225,8 @@ class TcpTransport:
 
         Raises:
             ProtocolError: A stranger, or a member of another group.
+            ReplicationError: A replica that may not take part, or that looks for another life of
+                this one.
         """
         try:
             hello = msgspec.msgpack.decode(payload, type=dict[str, Any])
@@ -185,10 +242,34 @@ class TcpTransport:
         for name, value in expected.items():
             if hello.get(name) != value:
                 raise ProtocolError(f"hello with {name} {hello.get(name)!r}, expected {value!r}")
-        peer_id = hello.get("from")
-        if not isinstance(peer_id, str) or peer_id not in config.peers:
-            raise ProtocolError(f"hello from unknown replica {peer_id!r}")
+        peer = (hello.get("from"), hello.get("incarnation"), hello.get("directory"))
+        peer_id, incarnation, directory_id = peer
+        if (
+            not isinstance(peer_id, str)
+            or not isinstance(incarnation, int)
+            or not isinstance(directory_id, str)
+            or len(directory_id) > DIRECTORY_ID_CHARS_MAX
+        ):
+            raise ProtocolError(f"hello from {peer!r}")
+        self._require().admit(Identity(peer_id, incarnation, directory_id))
+        own = self._require().identity
+        if hello.get("to_incarnation") != own.incarnation:
+            raise PeerRefusedError(f"{own.replica_id} is of incarnation {own.incarnation} by now")
         return peer_id
+
+    def answer(self) -> bytes:
+        """Returns what a good hello is answered with."""
+        return f"ok {self._require().identity.directory_id}\n".encode()
+
+    def refuse(self, error: DLedgerError) -> bytes:
+        """Returns what a bad hello is answered with."""
+        word = next((word for word, kind in _REFUSALS.items() if type(error) is kind), "refused")
+        text = f"{word}: {error}"
+        # Strangers may come again and again with the same.
+        if text != self._refused_last:
+            self._refused_last = text
+            logger.warning("Raft connection refused: %s", error)
+        return text.encode()[: HELLO_BYTES_MAX - 1] + b"\n"
 
     def attach(self, incoming: _Incoming) -> None:
         """Notes a connection before its hello, which must come soon."""
@@ -249,7 +330,8 @@ class _Outgoing(asyncio.Protocol):
 
     def __init__(self, hello: bytes) -> None:
         loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.accepted: asyncio.Future[str] = loop.create_future()
+        self.refusal: ReplicationError | None = None
         self.lost: asyncio.Future[bool] = loop.create_future()
         self.transport: Any = None
         self._hello = hello
@@ -268,11 +350,12 @@ class _Outgoing(asyncio.Protocol):
             self.abort()
         elif self._answer.endswith(b"\n"):
             answer = self._answer.decode(errors="replace").strip()
-            if answer == "ok":
-                self.accepted.set_result(None)
-            else:
-                logger.warning("peer refused our hello: %s", answer)
-                self.accepted.set_exception(ProtocolError(answer))
+            if answer.startswith("ok "):
+                self.accepted.set_result(answer[3:][:DIRECTORY_ID_CHARS_MAX])
+                return
+            word, _, text = answer.partition(": ")
+            self.refusal = _REFUSALS.get(word, PeerRefusedError)(text or answer)
+            self.accepted.set_exception(self.refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         # An orderly or hard close by the peer's kernel means that its process went away; a
@@ -324,14 +407,13 @@ class _Incoming(asyncio.Protocol):
             if data and self.peer_id is not None:
                 for header, payload in self._decoder.receive_data(data):
                     self._owner.deliver(self.peer_id, decode_message(header, payload))
-        except ProtocolError as error:
-            peer = self.peer_id or self._transport.get_extra_info("peername")
-            logger.warning("Raft connection from %s closed: %s", peer, error)
+        except (ProtocolError, ReplicationError, StoreError) as error:
             if self.peer_id is None:
                 with contextlib.suppress(OSError):
-                    self._transport.write(f"refused: {error}\n".encode()[:HELLO_BYTES_MAX])
+                    self._transport.write(self._owner.refuse(error))
                 self._transport.close()
             else:
+                logger.warning("Raft connection from %s closed: %s", self.peer_id, error)
                 self._transport.abort()
 
     def _receive_hello(self, data: bytes) -> bytes:
@@ -348,7 +430,7 @@ class _Incoming(asyncio.Protocol):
         rest = bytes(self._hello[4 + size :])
         self._hello.clear()
         self._owner.replace(self.peer_id, self)
-        self._transport.write(b"ok\n")
+        self._transport.write(self._owner.answer())
         return rest
 
     def connection_lost(self, exc: Exception | None) -> None:

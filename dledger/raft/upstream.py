@@ -43,6 +43,7 @@ LIBRARY_METHODS = (
     "__setState",
     "__setCurrentTerm",
     "__onLeaderChanged",
+    "__connectedToAnyone",
 )
 LIBRARY_FIELDS = (
     "__raftState",
@@ -57,6 +58,7 @@ LIBRARY_FIELDS = (
     "__leaderCommitIndex",
     "__noopIDx",
     "__otherNodes",
+    "__readonlyNodes",
     "__connectedNodes",
     "__newAppendEntriesTime",
     "__transferInProgress",

@@ -76,3 +76,28 @@ class SubscriptionDifferencesHeader(Struct, kw_only=True):
     """GET_SUBSCRIPTION_DIFFERENCES, ours. Without a group: all."""
 
     group: str = ""
+
+
+class LocateMessageHeader(Struct, kw_only=True):
+    """LOCATE_MESSAGE, ours: what one replica knows of the message at a physical offset."""
+
+    physical_offset: Int64 = field(name="offset")
+
+
+class LocateMessageResponse(Struct, kw_only=True):
+    """The answer. `index` and `term` are those of its log entry.
+
+    Attributes:
+        unique_key: Of the message that lies there; with it the asker knows that it is his.
+        is_durable: The entry is on this replica's disk.
+        is_applied: It can be read here.
+        is_leader: This replica leads.
+    """
+
+    replica_id: str = field(name="replicaId")
+    index: Int64 = field(name="logIndex")
+    term: Int64 = field(name="logTerm")
+    unique_key: str = field(name="uniqueKey", default="")
+    is_durable: bool = field(name="isDurable", default=False)
+    is_applied: bool = field(name="isApplied", default=False)
+    is_leader: bool = field(name="isLeader", default=False)

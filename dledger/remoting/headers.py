@@ -345,7 +345,11 @@ class GetConsumeStatsHeader(Struct, kw_only=True):
 
 
 class RegisterBrokerHeader(Struct, kw_only=True):
-    """REGISTER_BROKER. `term` is ours: the highest one wins broker id 0."""
+    """REGISTER_BROKER.
+
+    Ours: `term` (the highest one wins broker id 0) and `shared_address`, an address that the leader
+    took over from the one before it.
+    """
 
     broker_name: str = field(name="brokerName")
     broker_address: str = field(name="brokerAddr")
@@ -357,6 +361,7 @@ class RegisterBrokerHeader(Struct, kw_only=True):
     compressed: bool = False
     body_crc32: Int64 = field(name="bodyCrc32", default=0)
     term: Int64 = field(name="dlTerm", default=0)
+    shared_address: str = field(name="dlSharedAddress", default="")
 
 
 class RegisterBrokerResponse(Struct, kw_only=True):
@@ -376,10 +381,11 @@ class UnregisterBrokerHeader(Struct, kw_only=True):
 
 
 class GetRouteHeader(Struct, kw_only=True):
-    """GET_ROUTEINFO_BY_TOPIC."""
+    """GET_ROUTEINFO_BY_TOPIC. `own_addresses` is ours: the replicas' own, never a shared one."""
 
     topic: str
     accept_standard_json_only: bool = field(name="acceptStandardJsonOnly", default=False)
+    own_addresses: bool = field(name="dlOwnAddresses", default=False)
 
 
 class GetTopicsByClusterHeader(Struct, kw_only=True):
@@ -493,6 +499,20 @@ class TransferLeaderResponse(Struct, kw_only=True):
     """Who leads now; empty if that is not known yet."""
 
     replica_id: str = field(name="replicaId", default="")
+
+
+class AddReplicaHeader(Struct, kw_only=True):
+    """ADD_REPLICA: who joins the group, and where it is."""
+
+    replica_id: str = field(name="replicaId")
+    address: str
+    raft_address: str = field(name="raftAddress")
+
+
+class RemoveReplicaHeader(Struct, kw_only=True):
+    """REMOVE_REPLICA: who leaves the group."""
+
+    replica_id: str = field(name="replicaId")
 
 
 # The header of each request; `None` where a request has no fields of its own.

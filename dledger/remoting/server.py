@@ -151,6 +151,7 @@ class RemotingServer:
         self._connections: dict[int, Connection] = {}
         self._next_id = 1
         self._server: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []  # that one and those of `listen`
         self._stopping = False
         self._idle: asyncio.Future[None] | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -179,15 +180,39 @@ class RemotingServer:
         Raises:
             ConfigError: The address cannot be listened on.
         """
+        self._server = await self.listen(host, port)
+        self._sweep = asyncio.get_running_loop().call_later(self._look_s, self._look_for_idle)
+
+    async def listen(self, host: str, port: int) -> asyncio.Server:
+        """Begins to listen on one more address, for the caller to close again.
+
+        Raises:
+            ConfigError: The address cannot be listened on.
+        """
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                self._new_connection, host, port, backlog=1024, reuse_address=True
+            # Not serving yet: whoever cancels us meanwhile leaves nothing open behind.
+            listener = await loop.create_server(
+                self._new_connection,
+                host,
+                port,
+                backlog=1024,
+                reuse_address=True,
+                start_serving=False,
             )
         except (OSError, ValueError, OverflowError) as exc:
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise ConfigError("listen address", f"{host}:{port}", why) from exc
-        self._sweep = loop.call_later(self._look_s, self._look_for_idle)
+        self._listeners = [known for known in self._listeners if known.is_serving()]
+        self._listeners.append(listener)
+        try:
+            await listener.start_serving()
+        except BaseException:
+            listener.close()
+            raise
+        if self._stopping:  # meanwhile: nobody else would close it
+            listener.close()
+        return listener
 
     async def stop(self, drain_s: float = 3.0) -> None:
         """Stops listening, lets unanswered requests be answered, then closes all connections.
@@ -202,8 +227,8 @@ class RemotingServer:
         deadline = loop.time() + drain_s
         if self._sweep is not None:
             self._sweep.cancel()
-        if self._server is not None:
-            self._server.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in self.connections:
             connection._stop_reading()
         if self.inflight:

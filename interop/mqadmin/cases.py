@@ -143,7 +143,15 @@ def _groups(f: Facts) -> list[Case]:
 def _messages(f: Facts) -> list[Case]:
     queue = str(f.queue_id)
     return [
-        _case(["queryMsgById", "-i", f.offset_id], rf"Topic:\s+{f.topic}", f"{f.group}"),
+        *(
+            _case(
+                ["queryMsgById", *more, "-i", f.offset_id],
+                rf"Topic:\s+{f.topic}",
+                f.group,
+                version=version,
+            )
+            for version, more in (("4", []), ("5", ["-t", f.topic]))
+        ),
         _case(["queryMsgByKey", "-t", f.topic, "-k", f.key], rf"{f.unique_key}|{f.offset_id}"),
         _case(
             ["queryMsgByUniqueKey", "-t", f.topic, "-i", f.unique_key],
@@ -188,6 +196,8 @@ def _messages(f: Facts) -> list[Case]:
             r"MSGID|msgId",
         ),
         _case(["sendMessage", "-t", f.topic, "-p", "from mqadmin"], "SEND_OK"),
+        _case(["queryMsgTraceById", "-i", f.unique_key], "Pub", f.group, "success"),
+        _case(["sendMessage", "-t", f.topic, "-p", "traced", "-m", "true"], "SEND_OK"),
         _case(["consumeMessage", "-t", f.topic, "-c", "5"], r"MSGID|Consume ok"),
         _case(
             [

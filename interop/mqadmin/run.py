@@ -25,7 +25,14 @@ from cases import Case, Facts, cases
 
 from cli.cluster import LocalCluster
 from cli.layout import ClusterSpec
-from dledger import Admin, Message, Producer, PushConsumer
+from dledger import (
+    Admin,
+    Message,
+    Producer,
+    ProducerConfig,
+    PushConsumer,
+    PushConsumerConfig,
+)
 
 HERE = Path(__file__).resolve().parent
 COMMAND_S = 60
@@ -167,13 +174,22 @@ class Traffic:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._result = None
-        self._producer = Producer(PRODUCERS, nameserver=nameserver)
-        self._consumer = PushConsumer(GROUP, subscriptions={TOPIC: "*"}, nameserver=nameserver)
+        self._producer = Producer(
+            PRODUCERS, nameserver=nameserver, config=ProducerConfig(trace=True)
+        )
+        self._consumer = PushConsumer(
+            GROUP,
+            subscriptions={TOPIC: "*"},
+            nameserver=nameserver,
+            config=PushConsumerConfig(trace=True),
+        )
 
     def __enter__(self) -> Traffic:
         with Admin(nameserver=self._nameserver) as admin:
             admin.create_topic(TOPIC, queue_count=2)
         self._producer.start()
+        self._consumer.start()
+        self._consumer.wait_assigned()
         self._result = self._producer.send(Message(TOPIC, b"hello", tags="new", keys=[KEY]))
         for target in (self._produce, self._consume):
             thread = threading.Thread(target=target, daemon=True)
@@ -186,6 +202,7 @@ class Traffic:
         self._consumer.stop()
         for thread in self._threads:
             thread.join(10)
+        self._consumer.close()
         self._producer.close()
 
     def _produce(self) -> None:
@@ -195,8 +212,7 @@ class Traffic:
             self._producer.send(Message(TOPIC, f"message {number}".encode(), tags="new"))
 
     def _consume(self) -> None:
-        with self._consumer as consumer:
-            consumer.run(lambda message: None)
+        self._consumer.run(lambda message: None)
 
     def facts(self, cluster: LocalCluster) -> Facts:
         """Returns what the cases need to know."""

@@ -240,7 +240,7 @@ class GroupJudge:
             first, last = deliveries[0], deliveries[-1]
             dead = self.events.dead.get(value)
             consumed = next((e for e in self.ends_of.get(value, ()) if e.result == "ok"), None)
-            excuses = self._excuses(first, last)
+            excuses = self._excuses(deliveries)
             # A redelivery after a lost commit begins to count its attempts anew.
             if limit is not None and len(deliveries) > limit * (1 + excuses):
                 text = f"value {value}: {len(deliveries)} deliveries, {limit} attempts allowed"
@@ -252,12 +252,18 @@ class GroupJudge:
                 text = f"value {value} was delivered, but neither consumed nor dead-lettered"
                 self.add("D8", "vanished", text, last.number)
 
-    def _excuses(self, first: Delivery, last: Delivery) -> int:
+    def _excuses(self, deliveries: list[Delivery]) -> int:
+        """Counts the faults and the changes of owner that overlap the life of a message.
+
+        Retries come from a queue of their own, which changes owners as any other does.
+        """
+        first, last = deliveries[0], deliveries[-1]
         faults = sum(
             fault.inv <= last.t and (fault.ret is None or fault.ret >= first.t)
             for fault in self.history.faults
         )
-        owners = self.owners_of.get(first.queue, ())
+        queues = {delivery.queue for delivery in deliveries}
+        owners = [owner for queue in queues for owner in self.owners_of.get(queue, ())]
         return faults + sum(first.t <= owner.t <= last.t and owner.begins for owner in owners)
 
     def add(self, rule: str, kind: str, text: str, *witnesses: int) -> None:
@@ -308,6 +314,8 @@ class QueueOrder:
 
     def _commits_after_done(self) -> None:
         """D2: when commit(x) begins, every wanted offset below x has been done with."""
+        if not self.group.info.topics:
+            return  # a group that says of no topic that it consumes it, and only commits
         done: dict[int, int] = {}
         for ending in self.endings:
             if ending.result != "suspend":

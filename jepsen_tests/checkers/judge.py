@@ -169,7 +169,8 @@ class _Intake:
                 kind = type(record)
                 if kind in handlers:
                     handlers[kind](number, record)
-                begin = min(begin, span_of(record)[0]) if kind is not Meta else begin
+                if kind is not Meta and kind is not Group:  # these have no time
+                    begin = min(begin, span_of(record)[0])
             status = getattr(record, "status", None)
             if status is not None:
                 counts[type(record), status] += 1

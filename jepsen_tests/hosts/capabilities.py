@@ -7,11 +7,11 @@ import shutil
 import sys
 import tempfile
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from jepsen_tests.hosts.shell import run_tool, tool_environment, try_tool
+from jepsen_tests.hosts.shell import HarnessError, run_tool, tool_environment, try_tool
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -40,6 +40,7 @@ class Capabilities:
         cgroup: CPU and memory limits.
         prlimit: Descriptor and file size limits.
         nested: We are inside a user namespace already.
+        forced: The way to make hosts that was asked for.
     """
 
     netns: str
@@ -53,10 +54,13 @@ class Capabilities:
     cgroup: str
     prlimit: str
     nested: bool = False
+    forced: Backend | None = None
 
     @property
     def backend(self) -> Backend:
-        """The best way to make hosts here."""
+        """The way to make hosts that was asked for, or the best one here."""
+        if self.forced is not None:
+            return self.forced
         if not self.netns and not self.nft:
             return Backend.NETNS_USER if self.nested else Backend.NETNS_ROOT
         if not self.user_netns:
@@ -65,8 +69,37 @@ class Capabilities:
 
     def to_json(self) -> dict[str, str]:
         """Returns a table for the report: `yes`, or why not."""
-        table = {name: text or "yes" for name, text in asdict(self).items() if name != "nested"}
+        others = ("nested", "forced")
+        table = {name: text or "yes" for name, text in asdict(self).items() if name not in others}
         return {"backend": self.backend.value, **table}
+
+
+def choose_hosts(able: Capabilities, wanted: str) -> Capabilities:
+    """Returns the abilities with the way to make hosts that a person asked for.
+
+    Args:
+        able: What there is.
+        wanted: `auto`, `netns` (right here, as root), `user` (in a user namespace), or `proxy`.
+
+    Raises:
+        HarnessError: It cannot be done here; the text says why.
+    """
+    match wanted:
+        case "auto":
+            return able
+        case "proxy":
+            return replace(able, forced=Backend.PROXY)
+        case "netns":
+            reason = able.netns or able.nft or ("in a user namespace" if able.nested else "")
+            backend = Backend.NETNS_ROOT
+        case "user":
+            reason = "" if able.nested and not able.netns else able.user_netns
+            backend = Backend.NETNS_USER
+        case _:
+            raise HarnessError(f"no such hosts: {wanted}; there are auto, netns, user and proxy")
+    if reason:
+        raise HarnessError(f"hosts of kind {wanted} cannot be made here: {reason}")
+    return replace(able, forced=backend)
 
 
 def probe_capabilities() -> Capabilities:

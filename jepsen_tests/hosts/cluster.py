@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -117,6 +118,11 @@ class ClusterUnderTest:
         extra = [*given.get("*", ()), *given.get(replica, ())]
         if self.plan.wall_clocks:
             extra += ["--wall-clock", str(self.clock_file(replica))]
+        dial = self.addressing.dial(replica)
+        if dial:
+            path = home / "dial.json"
+            path.write_text(json.dumps(dial, indent=2), encoding="utf-8")
+            extra += ["--dial", str(path)]
         self._plans[replica] = ProcessPlan(
             name=replica,
             module=self.plan.broker_module,
@@ -174,17 +180,6 @@ class ClusterUnderTest:
         if pid is None or not self._supervisor.wait_gone(self._plans[name], pid, timeout_s):
             return None
         return self._supervisor.exit_code(pid)
-
-    def process_state(self, name: str) -> str:
-        """Returns the kernel's letter for a process: `S`, `R`, `T` (stopped), empty if gone."""
-        pid = self.pid(name)
-        if pid is None:
-            return ""
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return ""
-        return text.rpartition(")")[2].split()[0]
 
     def stop_all(self, grace_s: float = 5.0) -> None:
         """Stops everything, the nameserver last."""
@@ -300,6 +295,15 @@ def describe(status: ClusterStatus) -> str:
         for r in group.replicas
     ]
     return "; ".join(parts)
+
+
+def process_state(pid: int) -> str:
+    """Returns the kernel's letter for a process: `S`, `R`, `T` (stopped), empty if gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
 
 
 def new_run_id(chance: random.Random | None = None) -> str:

@@ -67,6 +67,10 @@ class Network(Protocol):
         """Calls a function in a thread on the control host, which no cut ever touches."""
         ...
 
+    def reset(self) -> None:
+        """Ends every cut and whatever else is bad about links."""
+        ...
+
 
 class NamespaceNetwork:
     """Hosts as network namespaces. Not thread-safe, but for `dropped` and `call`."""

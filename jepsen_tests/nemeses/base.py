@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +17,8 @@ from jepsen_tests.hosts.volumes import ImageVolumes
 from jepsen_tests.nemeses.monitor import Monitor
 
 LEADER, FOLLOWER, MINORITY, MAJORITY, ALL = "leader", "follower", "minority", "majority", "all"
-TARGETS = (LEADER, FOLLOWER, MINORITY, MAJORITY, ALL)
+CLIENT = "client"  # the process on a client's host; only some nemeses can aim there
+TARGETS = (LEADER, FOLLOWER, MINORITY, MAJORITY, ALL, CLIENT)
 
 
 class CutTable:
@@ -56,7 +57,7 @@ class Bench:
     Attributes:
         run_id: What everything that this run makes carries in its name.
         client_hosts: Where the workers run.
-        worker_pids: Pids of the workers by host.
+        worker_pids: Returns the pids of the workers that run, by host.
         target: Aim of every injection, or empty for a choice by chance among those that fit.
     """
 
@@ -67,7 +68,7 @@ class Bench:
     chance: random.Random
     run_id: str
     client_hosts: Sequence[str]
-    worker_pids: dict[str, int]
+    worker_pids: Callable[[], Mapping[str, int]]
     target: str = ""
     cuts: CutTable = field(init=False)
 
@@ -113,6 +114,8 @@ class Bench:
                 return [leader, *others[: size // 2]]
             case "all":
                 return [leader, *others]
+        if target == CLIENT:
+            raise HarnessError("this fault cannot be aimed at a client")
         raise HarnessError(f"no such target: {target}; there are {', '.join(TARGETS)}")
 
     @property

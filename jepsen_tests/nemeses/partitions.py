@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from jepsen_tests.hosts.addressing import RAFT_PORT
-from jepsen_tests.hosts.capabilities import Backend, Capabilities
+from jepsen_tests.hosts.capabilities import Backend
 from jepsen_tests.hosts.network import Pair
 from jepsen_tests.nemeses.base import (
     FOLLOWER,
@@ -73,6 +73,10 @@ class TopologyNemesis(_Cut):
         first = bench.pick(group, target)[0]
         others = [member for member in bench.members(group) if member != first]
         bench.chance.shuffle(others)
+        # Followers have nothing to say to each other: a cut that does not touch the leader's links
+        # would touch nothing. Those who meet it are the first of the others, or the target itself.
+        leader = bench.leader(group)
+        others.sort(key=lambda member: member != leader)
         shape = bench.chance.choice(["bridge", "deaf", "mute", "ring", "half-deaf"])
         pairs: list[Pair]
         if shape == "bridge":
@@ -111,10 +115,6 @@ class ClientCutNemesis(_Cut):
     title = "partition: clients, Raft port"
     targets = (LEADER, LEADER, FOLLOWER)
 
-    def unavailable(self, capabilities: Capabilities) -> str:
-        """Needs a packet filter for the cut of one port."""
-        return "needs namespaces" if capabilities.backend is Backend.PROXY else ""
-
     def begin(self, bench: Bench) -> Injection:
         """Cuts in one of these ways."""
         group, target = bench.group(), self.choose_target(bench)
@@ -122,7 +122,10 @@ class ClientCutNemesis(_Cut):
         rest = [member for member in bench.cluster.replicas if member not in alone]
         client = bench.chance.choice(list(bench.client_hosts))
         others = [host for host in bench.client_hosts if host != client]
-        shape = bench.chance.choice(["client with the minority", "client alone", "raft port only"])
+        shapes = ["client with the minority", "client alone"]
+        if bench.capabilities.backend is not Backend.PROXY:
+            shapes.append("raft port only")  # takes a packet filter
+        shape = bench.chance.choice(shapes)
         injection = Injection(f"{shape} ({target})", [*alone], group)
         if shape == "client with the minority":
             far = [*rest, bench.cluster.nameserver_host, *others]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
-from dledger.errors import DLedgerError
+from jepsen_tests.hosts.cluster import process_state
+from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.nemeses.base import (
     ALL,
+    CLIENT,
     FOLLOWER,
     LEADER,
     MAJORITY,
@@ -49,30 +52,46 @@ class KillNemesis(Nemesis):
 
 
 class PauseNemesis(Nemesis):
-    """F5: SIGSTOP for longer than any time limit, then SIGCONT. Proof: the kernel's state T."""
+    """F5: SIGSTOP for longer than any time limit, then SIGCONT. Proof: the kernel's state T.
+
+    Also of a client, be it a producer or the members of a consumer group in that process: they
+    wake up with what they held, believing that no time has passed.
+    """
 
     name = "F5"
     title = "SIGSTOP and SIGCONT"
-    targets = (LEADER, LEADER, FOLLOWER, MAJORITY)
+    targets = (LEADER, LEADER, FOLLOWER, MAJORITY, CLIENT)
 
     def begin(self, bench: Bench) -> Injection:
         """Stops the target."""
-        group, target = bench.group(), self.choose_target(bench)
+        target = self.choose_target(bench)
+        if target == CLIENT:
+            return self._begin_client(bench)
+        group = bench.group()
         chosen = bench.pick(group, target)
-        injection = Injection(f"pause {target}", chosen, group)
-        for replica in chosen:
-            bench.cluster.signal(replica, signal.SIGSTOP)
-        return injection
+        pids = {replica: bench.cluster.signal(replica, signal.SIGSTOP) for replica in chosen}
+        return Injection(f"pause {target}", chosen, group, {"pids": pids})
+
+    @staticmethod
+    def _begin_client(bench: Bench) -> Injection:
+        pids = bench.worker_pids()
+        if not pids:
+            raise HarnessError("no client process runs")
+        host = bench.chance.choice(sorted(pids))
+        os.kill(pids[host], signal.SIGSTOP)
+        return Injection(f"pause client {host}", [host], "", {"pids": {host: pids[host]}})
 
     def end(self, bench: Bench, injection: Injection) -> None:
         """Lets the target go on."""
-        states = {replica: bench.cluster.process_state(replica) for replica in injection.targets}
+        pids = injection.details.pop("pids")
+        states = {name: process_state(pid) for name, pid in pids.items()}
         failures: list[str] = []
-        for replica in injection.targets:
+        for name, pid in pids.items():
             try:
-                bench.cluster.signal(replica, signal.SIGCONT)
-            except DLedgerError as error:
-                failures.append(str(error))
+                # Known to be the same process as before: it has not been waited for.
+                os.kill(pid, signal.SIGCONT)
+            except OSError as error:
+                failures.append(f"{name}: {error.strerror}")
         injection.proof["states"] = states
         if failures:
             injection.proof["failures"] = failures

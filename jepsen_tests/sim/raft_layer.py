@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from dledger.errors import DLedgerError
+from dledger.raft.configuration import Configuration, Member, bootstrap
 from dledger.raft.node import RaftNode
 from dledger.raft.transport import TcpTransport, TransportConfig
 from jepsen_tests.history import Append, Read, make_value
@@ -124,11 +125,6 @@ class RaftServer:
 
     def _make_node(self, log: CommitLog, random: Random) -> RaftNode:
         world, host = self.world, self.host
-        peers = {
-            other.name: f"{other.address}:{RAFT_PORT}"
-            for other in world.hosts.values()
-            if other is not host
-        }
         transport = TcpTransport(
             TransportConfig(
                 cluster_name="sim",
@@ -136,13 +132,12 @@ class RaftServer:
                 replica_id=host.name,
                 listen_host=host.address,
                 listen_port=RAFT_PORT,
-                peers=peers,
             ),
             random,
         )
         return self.node_class(
             replica_id=host.name,
-            peer_ids=list(peers),
+            bootstrap=self.first_configuration(),
             config=world.raft_config(),
             log=log,
             machine=self.machine,  # type: ignore[arg-type]
@@ -153,6 +148,17 @@ class RaftServer:
             engine_class=world.engine_class,
             snapshots=self.snapshots,
         )
+
+    def first_configuration(self) -> Configuration:
+        """Returns whom the group began with."""
+        names = [f"r{number}" for number in range(self.world.plan.replicas)]
+        members = [
+            Member(
+                id=name, number=number, raft_address=f"{self.world.hosts[name].address}:{RAFT_PORT}"
+            )
+            for number, name in enumerate(names)
+        ]
+        return bootstrap(members)
 
     async def stop(self) -> None:
         """Ends in order."""

@@ -11,7 +11,7 @@ from dledger.client.pull_consumer import AsyncPullConsumer
 from dledger.errors import DLedgerError, OffsetOutOfRangeError
 from dledger.message import Message
 from dledger.model import MessageQueue
-from jepsen_tests.history import Append, Read, queue_name
+from jepsen_tests.history import Append, BatchAppend, Read, queue_name
 from jepsen_tests.workloads.bodies import body_of, value_of
 from jepsen_tests.workloads.pacing import Pacer
 from jepsen_tests.workloads.plan import WorkerPlan
@@ -21,6 +21,8 @@ READERS_SHARE = 4  # one reader with a connection of its own for so many process
 PULL_COUNT = 32
 _LENGTH_SHARE = 0.35
 _OLD_SHARE = 0.1
+_BATCH_SHARE = 0.05
+_BATCH = (2, 6)
 _REST_S = 0.02
 
 
@@ -81,7 +83,8 @@ class _Appender:
 
     async def run(self, pacer: Pacer) -> None:
         while await pacer.turn():
-            if not await self._append():
+            batch = self._chance.random() < _BATCH_SHARE
+            if not await (self._append_batch() if batch else self._append()):
                 await pacer.rest(_REST_S)
 
     async def _append(self) -> bool:
@@ -102,6 +105,32 @@ class _Appender:
             record.ret = now_ns()
             record.offset = result.queue_offset
             record.node = self._recorder.node_of(result.offset_message_id)
+        self._recorder.note("append", record.status, record)
+        if record.status == "info":
+            process.crashed()
+        return record.status == "ok"
+
+    async def _append_batch(self) -> bool:
+        """Sends messages that must be stored together or not at all."""
+        at = self._chance.randrange(len(self._queues))
+        process, plan = self._process, self._plan
+        values = [process.new_value() for _ in range(self._chance.randint(*_BATCH))]
+        record = BatchAppend(
+            process=process.number,
+            queue=self._names[at],
+            values=list(values),
+            inv=now_ns(),
+            ret=0,
+            status="ok",
+        )
+        messages = [Message(plan.topic, body_of(value, plan.body_bytes)) for value in values]
+        try:
+            results = await self._producer.send_batch(messages, queue=self._queues[at])
+            record.offset = results[0].queue_offset
+            record.node = self._recorder.node_of(results[0].offset_message_id)
+        except DLedgerError as error:
+            record.status, record.error = status_of(error), short(error)
+        record.ret = now_ns()
         self._recorder.note("append", record.status, record)
         if record.status == "info":
             process.crashed()

@@ -17,6 +17,7 @@ from jepsen_tests.workloads.plan import WorkerPlan
 from jepsen_tests.workloads.recorder import Process, Recorder, now_ns, short, status_of
 
 KEYS_PER_PROCESS = 4
+_SEND_TIMEOUTS = 5
 _REST_S = 0.02
 
 
@@ -24,8 +25,9 @@ async def run_ordered_send(plan: WorkerPlan, recorder: Recorder, stopping: async
     """Runs until told to stop."""
     config = ProducerConfig(
         attempt_timeout_s=plan.timeout_s,
-        send_timeout_s=2 * plan.timeout_s,
-        retry_unknown=False,
+        send_timeout_s=_SEND_TIMEOUTS * plan.timeout_s,
+        # What is sent again is recognised: one operation from the first attempt to the last answer.
+        retry_unknown=True,
         session=session_config(plan),
     )
     async with (

@@ -22,6 +22,7 @@ class WorkerPlan(msgspec.Struct, kw_only=True):
         consumers: Consumer group that shares the queues.
         retry_max: Of that group: failures after which a message is dead; negative: as it is.
         replicas: Client address of each replica as seen from its host, by replica id.
+        dial: What to dial in place of which address, where hosts are not real ones.
         seed: Of every choice it makes.
         processes: Sequential processes (appenders and readers) it runs.
         rate: Operations a second that it tries to do, all processes together; 0: as many as go.
@@ -42,6 +43,7 @@ class WorkerPlan(msgspec.Struct, kw_only=True):
     consumers: str = "jepsen-group"
     retry_max: int = -1
     replicas: dict[str, str] = {}
+    dial: dict[str, str] = {}
     seed: int = 0
     processes: int = 40
     rate: float = 0.0

@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from dledger.errors import DLedgerError
+from jepsen_tests.hosts.dialing import redirect_dialing
+from jepsen_tests.planted.clients import recorder_class
 from jepsen_tests.workloads.delayed_send import run_delayed_send
 from jepsen_tests.workloads.final_read import run_final_read
 from jepsen_tests.workloads.group_consume import (
@@ -60,6 +62,7 @@ _REPORT_S = 0.5
 def main() -> int:
     """Runs the worker of this process; returns the exit code."""
     plan = load_plan(Path(sys.argv[1]))
+    redirect_dialing(plan.dial)
     gc.set_threshold(50_000, 20, 20)
     try:
         import uvloop
@@ -80,7 +83,7 @@ def main() -> int:
 
 
 async def _run(plan: WorkerPlan) -> None:
-    recorder = Recorder(Path(plan.history), plan.index, plan.replicas)
+    recorder = recorder_class(plan.plant)(Path(plan.history), plan.index, plan.replicas)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)

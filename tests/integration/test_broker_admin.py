@@ -22,7 +22,9 @@ from dledger.remoting.bodies import (
     decode_topic_table,
     encode_group_config,
 )
+from dledger.remoting.headers import PullMessageHeader
 from tests.support.brokers import TestClient, eventually, single_broker
+from tests.support.foreign import call_as
 
 
 async def commit(client, group, topic, queue_id, offset):
@@ -395,6 +397,24 @@ def test_pulls_use_the_subscription_of_the_heartbeat(tmp_path):
             assert newer.code == ResponseCode.SUBSCRIPTION_NOT_LATEST
             other = await client.pull("SELF_TEST_TOPIC", sys_flag=0)
             assert other.code == ResponseCode.SUBSCRIPTION_NOT_EXIST
+            # Java 5.x is ahead of its own heartbeat for up to 30 s, and looks at tags itself.
+            header = PullMessageHeader(
+                consumer_group="g",
+                topic="t",
+                queue_id=0,
+                queue_offset=0,
+                message_count_max=32,
+                sub_version=6,
+            )
+            code = RequestCode.PULL_MESSAGE
+            java = await call_as(client.address, code, header, language="JAVA")
+            assert [m.body for m in iter_stored(java.body)] == [b"1", b"2"]
+            go = await call_as(client.address, code, header, language="GO")
+            assert go.code == ResponseCode.SUBSCRIPTION_NOT_LATEST
+            await client.heartbeat("c1", "g", {"t": "a > 1"}, version=7, expression_type="SQL92")
+            header = msgspec.structs.replace(header, sub_version=8)
+            java = await call_as(client.address, code, header, language="JAVA")
+            assert java.code == ResponseCode.SUBSCRIPTION_NOT_LATEST
 
     asyncio.run(run())
 

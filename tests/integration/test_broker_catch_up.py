@@ -7,8 +7,9 @@ import pytest
 
 from broker import installing
 from broker.installing import read_marker
+from broker.joining import Joining, move_aside, write_joining
 from broker.server import Broker
-from dledger.errors import StoreError
+from dledger.errors import ReplicaRemovedError, ReplicaReplacedError, StoreError
 from dledger.message import iter_stored
 from tests.support.brokers import TestClient, broker_group, eventually, serving_leader
 
@@ -65,6 +66,27 @@ async def start(brokers, config):
     return broker
 
 
+async def refused_then_rebuilt(brokers, config):
+    """An empty directory is not let in under its old name; prepares it for a new life."""
+    name = config.replica_id
+    broker = await start(brokers, config)
+    async with asyncio.timeout(10):
+        failure = await broker.wait_failed()
+    assert isinstance(failure, ReplicaReplacedError)
+    assert "dledger replica rebuild" in str(failure)
+    await brokers.pop(name).stop()
+    with pytest.raises(ReplicaRemovedError):  # at every start again
+        await Broker(config).start()
+    raft = (await serving_leader(brokers)).raft
+    await raft.changes.remove(name)
+    configuration = await raft.changes.add(
+        name, config.replica.address, config.replica.raft_address
+    )
+    assert move_aside(config.data_directory, "then").name == "old-then"
+    member = configuration.member(name)
+    write_joining(config.data_directory, Joining(name, member.incarnation, configuration))
+
+
 @pytest.mark.parametrize("is_wiped", [False, True])
 def test_a_replica_that_was_away_for_too_long_is_whole_again(tmp_path, is_wiped):
     async def run():
@@ -72,6 +94,7 @@ def test_a_replica_that_was_away_for_too_long_is_whole_again(tmp_path, is_wiped)
             config = await left_behind(brokers)
             if is_wiped:
                 shutil.rmtree(config.data_directory)
+                await refused_then_rebuilt(brokers, config)
             broker = await start(brokers, config)
             await check_equal(brokers)
             assert broker.log.first_index > 1
@@ -88,6 +111,8 @@ def test_a_replica_that_was_away_for_too_long_is_whole_again(tmp_path, is_wiped)
             assert [m.body[:6] for m in iter_stored(answer.body)][:2] == [b"000149", b"000150"]
             await client.close()
             await check_equal(brokers)
+            voters = (await serving_leader(brokers)).raft.configuration.voters
+            assert len(voters) == 3
             # And it starts again from what it has.
             await brokers.pop(config.replica_id).stop()
             await start(brokers, config)

@@ -85,3 +85,23 @@ def test_the_preferred_replica_leads_again_when_it_is_back(tmp_path):
             await eventually(lambda: brokers[preferred].raft.is_serving, "it leads again")
 
     asyncio.run(run())
+
+
+def test_a_leader_whose_disk_is_full_lets_another_replica_lead(tmp_path):
+    async def run():
+        timing = {"disk_check_s": 0.1, "drain_s": 0.5}
+        async with broker_group(tmp_path, timing=timing) as brokers:
+            leader = await serving_leader(brokers)
+            client = TestClient(other(brokers, leader).address)
+            await client.create_topic("t")
+            assert (await client.send("t", b"before")).code == 0
+            leader._fs.free_bytes = lambda _path: 0
+            await eventually(lambda: not leader.raft.is_serving, "it hands over")
+            new = await serving_leader(brokers)
+            assert new is not leader
+            answer = await client.send("t", b"after")
+            assert answer.code == 0, answer.remark
+            del leader._fs.free_bytes
+            await client.close()
+
+    asyncio.run(run())

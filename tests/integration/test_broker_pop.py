@@ -7,11 +7,18 @@ import time
 
 import pytest
 
+from broker import pop_choice
 from dledger.codes import RequestCode
 from dledger.message import iter_stored
 from dledger.remoting.bodies.popping import BatchAckEntry, encode_batch_ack
 from dledger.remoting.pop_headers import PeekMessageHeader, PollingInfoHeader
-from tests.support.brokers import eventually, single_broker
+from tests.support.brokers import (
+    TestClient,
+    broker_group,
+    eventually,
+    serving_leader,
+    single_broker,
+)
 from tests.support.popping import Popper
 
 
@@ -301,3 +308,53 @@ def test_a_reset_moves_popping_at_once(tmp_path):
         )
 
     with_broker(tmp_path, scenario)
+
+
+def test_what_is_acknowledged_makes_room_for_what_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(pop_choice, "RUNS_MAX", 1)
+
+    async def scenario(broker, client, popper):
+        await send(client, "a", "b")
+        ((_, handle),) = await popper.pop(count=1)
+        waiting = asyncio.create_task(popper.pop(poll_ms=20_000))
+        await eventually(lambda: broker._parts.popping.pops._full, "the pop waits")
+        assert await popper.ack(handle) == 0
+        assert bodies(await waiting) == ["b"]
+
+    with_broker(tmp_path, scenario)
+
+
+def test_a_follower_hands_pops_on_and_the_next_leader_knows_what_is_out(tmp_path):
+    async def run():
+        async with broker_group(tmp_path) as brokers:
+            leader = await serving_leader(brokers)
+            client = TestClient(leader.address)
+            await eventually(lambda: leader.store.topic("TBW102"), "system topics exist")
+            await client.create_topic("t", queues=1)
+            await send(client, "a", "b", "c")
+            others = [broker for broker in brokers.values() if broker is not leader]
+            elsewhere = TestClient(others[0].address)
+            popper = Popper(elsewhere, "t")
+            found = await popper.pop(invisible_ms=8000)
+            assert bodies(found) == ["a", "b", "c"]
+            assert await popper.ack(found[0][1]) == 0
+            waiting = asyncio.create_task(popper.ask(poll_ms=2000))
+            await leader.raft.transfer_leadership()
+            await eventually(lambda: not leader.raft.is_serving, "another replica leads")
+            # The pop that waited at the old leader goes to the new one, or ends with nothing.
+            assert (await waiting).code in (0, 210)
+            assert await popper.ack(found[1][1]) == 0
+            again = await popper.pop(poll_ms=10_000)
+            while not again:
+                again = await popper.pop(poll_ms=10_000)
+            assert bodies(again) == ["c"]
+            assert await popper.ack(again[0][1]) == 0
+
+            def are_equal():
+                return len({broker.store.digest() for broker in brokers.values()}) == 1
+
+            await eventually(are_equal, "all replicas have the same state")
+            for each in (client, elsewhere):
+                await each.close()
+
+    asyncio.run(run())

@@ -41,6 +41,12 @@ PRINTS = {
         "dead letter: broken - no address",
         "processed: broken",
     ],
+    "simple_consumer": [
+        "done: resize",
+        "done: mail",
+        "again: crash after 1 failure",
+        "left: 0",
+    ],
     "transaction": [
         "cheap COMMIT",
         "too expensive ROLLBACK",

@@ -9,11 +9,26 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.commands import encode_commit_offsets, encode_delete_topic, encode_put_topic
+from broker.commands import (
+    encode_commit_offsets,
+    encode_delete_group,
+    encode_delete_topic,
+    encode_put_topic,
+)
 from broker.feature_commands import encode_feature
 from broker.locks import LockQueues, UnlockQueues
 from broker.messages_command import EncodedMessage, MessagesBuilder, Part
 from broker.offset_resets import ResetOffsets, ResetsFollowed
+from broker.pop_state import (
+    Ack,
+    AckMessages,
+    Change,
+    ChangeVisibility,
+    PopMessages,
+    RunKey,
+)
+from broker.pop_state import Part as PopPart
+from broker.request_modes import SetRequestMode
 from broker.riders import encode_prefix, prefix_bytes
 from broker.transactions import (
     ChecksSent,
@@ -43,6 +58,11 @@ steps = st.one_of(
     st.tuples(st.just("reset"), offsets),
     st.tuples(st.just("follow"), offsets),
     st.tuples(st.just("offsets"), st.integers(0, 9)),
+    st.tuples(st.just("pop"), times, st.integers(1, 7), st.integers(0, 3)),
+    st.tuples(st.just("ack"), times, st.integers(1, 7)),
+    st.tuples(st.just("change"), times, st.integers(0, 3)),
+    st.tuples(st.just("mode"), st.sampled_from(["PULL", "POP"])),
+    st.tuples(st.just("delete group")),
     st.tuples(st.just("delete")),
 )
 
@@ -85,6 +105,25 @@ class Leader:
                 return encode_feature(EndHalves(now_ms, ends))
             case ("check", now_ms, counts):
                 return encode_feature(ChecksSent(now_ms, [(n, counts) for n in range(4)]))
+            case ("pop", now_ms, bits, start):
+                # A leader names what it has seen; some of these parts fit by chance.
+                parts = [
+                    PopPart(
+                        "real", 0, cursor, offset, max(0, offset), start + 3, start, bytes([bits])
+                    )
+                    for cursor, offset in ((-1, -1), (-1, start), (start, start), (3, 0))
+                ]
+                return encode_feature(PopMessages("g", now_ms, 100, "", parts))
+            case ("ack", now_ms, bits):
+                acks = [Ack("g", "real", 0, RunKey(n, now_ms), bytes([bits])) for n in range(4)]
+                return encode_feature(AckMessages(acks))
+            case ("change", now_ms, offset):
+                changes = [Change("g", "real", 0, RunKey(n, now_ms), offset, 50) for n in range(4)]
+                return encode_feature(ChangeVisibility(now_ms, changes))
+            case ("mode", mode):
+                return encode_feature(SetRequestMode("g", "real", mode, 0))
+            case ("delete group",):
+                return encode_delete_group("g")
             case ("reset", where):
                 return encode_feature(ResetOffsets("g", "real", where))
             case ("follow", where):

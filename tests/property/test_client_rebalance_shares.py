@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dledger.client.rebalance import (
+from dledger.allocation import (
     Strategy,
     allocate_average,
     allocate_circle,

@@ -189,9 +189,16 @@ class TestClient:
         answer = await self.call(RequestCode.UPDATE_AND_CREATE_TOPIC, header)
         assert answer.code == 0, answer.remark
 
-    async def heartbeat(self, client_id, group, topics, *, version=1, producers=()):
+    async def heartbeat(
+        self, client_id, group, topics, *, version=1, producers=(), expression_type="TAG"
+    ):
         subscriptions = [
-            SubscriptionData(topic=topic, expression=expression, version=version)
+            SubscriptionData(
+                topic=topic,
+                expression=expression,
+                version=version,
+                expression_type=expression_type,
+            )
             for topic, expression in topics.items()
         ]
         body = encode_heartbeat(

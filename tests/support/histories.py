@@ -122,11 +122,13 @@ def done(value: Any, offset: int, t: float, consumer: str = "c0", **more: Any) -
 
 
 def assign(consumer: str, t: float, **more: Any) -> Assign:
-    return Assign(group="g", consumer=consumer, queue=Q, t=int(t * MS), **more)
+    more.setdefault("queue", Q)
+    return Assign(group="g", consumer=consumer, t=int(t * MS), **more)
 
 
 def revoke(consumer: str, t: float, **more: Any) -> Revoke:
-    return Revoke(group="g", consumer=consumer, queue=Q, t=int(t * MS), **more)
+    more.setdefault("queue", Q)
+    return Revoke(group="g", consumer=consumer, t=int(t * MS), **more)
 
 
 def commit(offset: int, inv: float, ret: float, status: Any = "ok", **more: Any) -> Commit:

@@ -37,6 +37,7 @@ class MemoryLog:
         self.durable_index = 0
         self.term = 0
         self.voted_for: str | None = None
+        self.members: bytes | None = None
         self.votes: list[tuple[int, str | None]] = []
         self.sync_delay_s = sync_delay_s
         self.full = False
@@ -122,6 +123,9 @@ class MemoryLog:
     def save_vote(self, term: int, voted_for: str | None) -> None:
         self.term, self.voted_for = term, voted_for
         self.votes.append((term, voted_for))
+
+    def save_members(self, content: bytes) -> None:
+        self.members = content
 
     def subscribe_durable(self, callback: Callable[[int], None]) -> None:
         self._durable.append(callback)

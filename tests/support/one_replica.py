@@ -12,12 +12,23 @@ from pysyncobj.transport import Transport
 
 from dledger.clock import ManualClock
 from dledger.raft.config import RaftConfig
+from dledger.raft.configuration import Configuration, Member, bootstrap
 from dledger.raft.engine import Engine
+from dledger.raft.membership import Membership
 from dledger.raft.upstream import LEADER, engine_clock
 from tests.support.memory_log import ListMachine, MemoryLog, entry
 from tests.support.memory_snapshots import Writer
 
 Message = dict[str, Any]
+
+
+def group_of(*ids: str) -> Configuration:
+    """The configuration a group of these replicas begins with."""
+    members = [
+        Member(id=name, number=number, raft_address=f"127.0.0.1:{number + 1}")
+        for number, name in enumerate(sorted(ids))
+    ]
+    return bootstrap(members)
 
 
 class _Recorder(Transport):  # type: ignore[misc]
@@ -132,8 +143,11 @@ class OurReplica:
         self.machine = ListMachine()
         self.sent: list[tuple[str, Message]] = []
         self.durable = True
+        membership = Membership(
+            self.memory_log, "a", group_of("a", *peers), directory_id="directory-a"
+        )
         self.engine = Engine(
-            "a", list(peers), RaftConfig(), self.memory_log, self, self.clock, random.Random(1)
+            "a", membership, RaftConfig(), self.memory_log, self, self.clock, random.Random(1)
         )
         self.engine.restore(applied_index)
         for peer in peers:
@@ -153,6 +167,9 @@ class OurReplica:
         return True
 
     def state_changed(self) -> None:
+        pass
+
+    def members_changed(self) -> None:
         pass
 
     def wake(self) -> None:

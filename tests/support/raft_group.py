@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 from dledger.errors import DLedgerError, ReplicationError
 from dledger.raft.config import RaftConfig
+from dledger.raft.configuration import Configuration
 from dledger.raft.engine import Engine
 from dledger.raft.memory_transport import MemoryNetwork, MemoryTransport
 from dledger.raft.node import RaftNode
 from tests.support.memory_log import ListMachine, MemoryLog
 from tests.support.memory_snapshots import MemorySnapshots
+from tests.support.one_replica import group_of
 from tests.support.virtual_loop import LoopClock
 
 
@@ -36,7 +38,9 @@ class RaftGroup:
         self.config = config or RaftConfig()
         self.engine_class = engine_class
         self.network = MemoryNetwork(lambda _a, _b: delay_s * self.random.uniform(0.5, 1.5))
+        self.sync_delay_s, self.with_snapshots = sync_delay_s, with_snapshots
         self.ids = [f"r{number}" for number in range(size)]
+        self.bootstrap = group_of(*self.ids)
         self.logs = {replica: MemoryLog(sync_delay_s) for replica in self.ids}
         self.machines = {replica: ListMachine() for replica in self.ids}
         self.snapshots = {
@@ -46,6 +50,7 @@ class RaftGroup:
         self.nodes: dict[str, RaftNode] = {}
         self.transports: dict[str, MemoryTransport] = {}
         self.fatal: dict[str, BaseException] = {}
+        self.joining: dict[str, Configuration] = {}  # what those that were added were told
 
     async def start(self, ids: Sequence[str] | None = None) -> None:
         for replica in ids or self.ids:
@@ -53,7 +58,8 @@ class RaftGroup:
             transport = MemoryTransport(self.network, replica)
             node = RaftNode(
                 replica_id=replica,
-                peer_ids=[other for other in self.ids if other != replica],
+                bootstrap=self.joining.get(replica, self.bootstrap),
+                incarnation=self.incarnation(replica),
                 config=self.config,
                 log=self.logs[replica],
                 machine=self.machines[replica],
@@ -67,6 +73,25 @@ class RaftGroup:
             self.transports[replica] = transport
             self.nodes[replica] = node
             await node.start()
+
+    def incarnation(self, replica: str) -> int:
+        member = self.joining.get(replica, self.bootstrap).member(replica)
+        assert member is not None
+        return member.incarnation
+
+    def prepare(self, replica: str, configuration: Configuration) -> None:
+        """Makes an empty replica that joins the group as its configuration says."""
+        self.joining[replica] = configuration
+        if replica not in self.ids:
+            self.ids.append(replica)
+        self.wipe(replica)
+
+    def wipe(self, replica: str) -> None:
+        """Everything that a replica had stored is gone."""
+        log, machine = MemoryLog(self.sync_delay_s), ListMachine()
+        self.logs[replica], self.machines[replica] = log, machine
+        if self.with_snapshots:
+            self.snapshots[replica] = MemorySnapshots(log, machine)
 
     def crash(self, replica: str, *, power_loss: bool = False) -> None:
         self.nodes.pop(replica).crash()

@@ -2,6 +2,10 @@
 
 import asyncio
 
+import pytest
+
+from broker.full_disk import leave_full_disk
+from broker.gate import WriteGate
 from broker.leadership import PreferredLeader, hand_over
 from dledger.errors import TransferFailedError
 
@@ -67,3 +71,56 @@ def test_a_stop_does_not_depend_on_the_hand_over():
     for raft in (alone, failing, serving):
         asyncio.run(hand_over(raft))
     assert (alone.asked, failing.asked, serving.asked) == ([], [(None, 0.5)], [(None, 0.5)])
+
+
+def look_for_room(raft, full, rooms):
+    """Lets a leader look a few times; returns whom it asked to lead."""
+
+    async def run():
+        async def has_room(peer):
+            return rooms[peer]
+
+        looking = asyncio.ensure_future(leave_full_disk(raft, lambda: not full, has_room, 0.001))
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+            if raft.asked:
+                break
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+    asyncio.run(run())
+    return [target for target, _ in raft.asked[:2]]
+
+
+PEERS = {
+    "a-1": {"connected": 1, "match_index": 5},
+    "a-2": {"connected": 1, "match_index": 9},
+    "a-3": {"connected": 0, "match_index": 9},
+}
+
+
+@pytest.mark.parametrize(
+    ("full", "rooms", "asked"),
+    [
+        (True, {"a-1": True, "a-2": True}, ["a-2"]),
+        (True, {"a-1": True, "a-2": False}, ["a-1"]),
+        (True, {"a-1": False, "a-2": False}, []),
+        (False, {"a-1": True, "a-2": True}, []),
+    ],
+)
+def test_a_leader_without_room_hands_over_to_one_that_has_some(full, rooms, asked):
+    assert look_for_room(Raft(PEERS), full, rooms) == asked
+
+
+def test_the_next_is_asked_when_one_does_not_take_over():
+    raft = Raft(PEERS, TransferFailedError("no"))
+    assert look_for_room(raft, True, {"a-1": True, "a-2": True}) == ["a-2", "a-1"]
+
+
+def test_a_leader_needs_room_for_a_new_file_of_the_log():
+    gate = WriteGate(None, disk_free_min_bytes=100, pending_bytes_max=1)
+    assert gate.has_room_to_lead
+    gate.observe_disk(199)
+    assert (gate.has_room_to_lead, gate.is_disk_full) == (False, False)
+    gate.observe_disk(200)
+    assert gate.has_room_to_lead

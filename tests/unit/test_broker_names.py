@@ -22,6 +22,7 @@ def test_a_new_group_has_the_topics_that_clients_expect():
         "SELF_TEST_TOPIC",
         "OFFSET_MOVED_EVENT",
         "BenchmarkTest",
+        "RMQ_SYS_TRACE_TOPIC",
         "SCHEDULE_TOPIC_XXXX",
         "rmq_sys_wheel_timer",
         "C_REPLY_TOPIC",

@@ -70,7 +70,7 @@ def test_one_more_group_follows_and_leaves_the_others_alone(tmp_path: Path) -> N
     ]
     assert more.groups[1].replicas[0].address == "127.0.0.1:9007"
     assert more.groups[2].replicas[4].raft_address == "127.0.0.1:9018"
-    save_layout(tmp_path, more, groups_kept=1)
+    save_layout(tmp_path, more, new_replicas=[r.id for r in more.groups[-1].replicas])
     assert load_layout(tmp_path) == more
     assert edited.read_text().endswith("# edited\n")
     config = load_broker_config(tmp_path / "broker-c-4" / "broker.toml")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dledger.allocation import strategy
 from dledger.client.config import PushConsumerConfig
-from dledger.client.rebalance import strategy
 from dledger.errors import ConfigError
 from dledger.model import MessageQueue
 

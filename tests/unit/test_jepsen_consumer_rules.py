@@ -376,6 +376,19 @@ GOOD = {
         done(10, 0, 31, queue="%RETRY%g@b/0", result="retry"),
         Dead(group="g", value=10, t=50 * MS),
     ],
+    "a retry delivered again to a new owner of the retries": [
+        append(10, 0, 1, 0),
+        group(max_attempts=2),
+        assign("c0", 10, queue="%RETRY%g@b/0"),
+        deliver(10, 0, 20),
+        done(10, 0, 21, result="retry"),
+        deliver(10, 0, 30, queue="%RETRY%g@b/0", attempt=2),
+        done(10, 0, 31, queue="%RETRY%g@b/0"),
+        assign("c1", 32, queue="%RETRY%g@b/0"),
+        deliver(10, 0, 33, "c1", queue="%RETRY%g@b/0", attempt=2),
+        done(10, 0, 34, "c1", queue="%RETRY%g@b/0"),
+        revoke("c0", 35, queue="%RETRY%g@b/0"),
+    ],
     "filtered by tag": [
         append(10, 0, 1, 0, tag="a"),
         append(11, 2, 3, 1, tag="b"),
@@ -451,6 +464,7 @@ GOOD = {
         done(11, 1, 34, "c1"),
         done(10, 0, 45, "c0"),
     ],
+    "commits of a group that says nothing of consuming": [append(10, 0, 1, 0), commit(9, 2, 3)],
     "commits that overlap": [commit(3, 0, 5), commit(2, 1, 6), fetch(3, 7, 8), fetch(3, 9, 10)],
     "an indeterminate commit": [commit(3, 0, 5, "info"), fetch(None, 7, 8), fetch(3, 9, 10)],
     "compare-and-set": [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -271,3 +272,27 @@ def test_limits() -> None:
 )
 def test_address_is_valid(address: str, valid: bool) -> None:
     assert address_is_valid(address) is valid
+
+
+def test_a_shared_address_stands_for_the_leader_but_for_those_who_want_the_replicas_own() -> None:
+    table = RouteTable()
+    leader = registration(0, "h:1", 3, topics=("T",), connection_id=1)
+    table.register(replace(leader, shared_address="s:9"), 0)
+    table.register(registration(2, "h:2", 3, connection_id=2), 0)
+
+    def shown(*, own_addresses: bool) -> list[tuple[int, str]]:
+        [group] = table.route("T", own_addresses=own_addresses).groups
+        return list(group.addresses.items())
+
+    assert shown(own_addresses=False) == [(0, "s:9"), (2, "h:2")]
+    assert shown(own_addresses=True) == [(0, "h:1"), (2, "h:2")]
+    assert addresses(table) == {0: "h:1", 2: "h:2"}
+    # Nobody leads: the next leader will be found there, and one that did not get it says so.
+    table.connection_lost(1)
+    assert shown(own_addresses=False) == [(0, "s:9"), (2, "h:2")]
+    assert shown(own_addresses=True) == [(2, "h:2")]
+    table.register(registration(0, "h:2", 4, topics=("T",), connection_id=2), 0)
+    assert shown(own_addresses=False) == [(0, "h:2")]
+    table.connection_lost(2)
+    with pytest.raises(TopicNotFoundError):
+        table.route("T", own_addresses=False)

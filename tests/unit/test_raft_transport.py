@@ -12,8 +12,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from dledger.errors import FrameTooLargeError, RemoteProtocolError
+from dledger.errors import (
+    DLedgerError,
+    FrameTooLargeError,
+    PeerRefusedError,
+    RemoteProtocolError,
+    ReplicaRemovedError,
+    ReplicaReplacedError,
+)
 from dledger.raft.messages import MessageDecoder, decode_message, encode_message
+from dledger.raft.protocols import Identity, PeerPlace
 from dledger.raft.transport import TcpTransport, TransportConfig
 
 HEARTBEAT: dict[str, Any] = {
@@ -29,12 +37,28 @@ HEARTBEAT: dict[str, Any] = {
 
 class Receiver:
     def __init__(self) -> None:
+        self.identity = Identity("nobody")
+        self.known: dict[str, tuple[int, str]] = {}
+        self.refusals: list[tuple[str, DLedgerError]] = []
         self.messages: list[tuple[str, dict[str, Any]]] = []
         self.up: list[str] = []
         self.down: list[tuple[str, bool]] = []
 
     def on_message(self, peer_id: str, message: dict[str, Any]) -> None:
         self.messages.append((peer_id, message))
+
+    def admit(self, peer: Identity) -> None:
+        if peer.replica_id not in self.known:
+            raise PeerRefusedError(f"unknown replica {peer.replica_id!r}")
+        incarnation, directory_id = self.known[peer.replica_id]
+        if peer.incarnation < incarnation:
+            raise ReplicaRemovedError(f"{peer.replica_id} was removed")
+        if directory_id not in ("", peer.directory_id):
+            raise ReplicaReplacedError(f"{peer.replica_id} lost its data")
+        self.known[peer.replica_id] = (peer.incarnation, peer.directory_id)
+
+    def on_refused(self, peer_id: str, error: DLedgerError) -> None:
+        self.refusals.append((peer_id, error))
 
     def on_peer_up(self, peer_id: str) -> None:
         self.up.append(peer_id)
@@ -56,11 +80,20 @@ def transport(me: str, ports: dict[str, int], **changes: Any) -> TcpTransport:
         "replica_id": me,
         "listen_host": "127.0.0.1",
         "listen_port": ports[me],
-        "peers": {peer: f"127.0.0.1:{port}" for peer, port in ports.items() if peer != me},
         "retry_max_s": 0.05,
     }
     settings.update(changes)
     return TcpTransport(TransportConfig(**settings), random.Random(1))
+
+
+async def begin(
+    one: TcpTransport, receiver: Receiver, me: str, ports: dict[str, int], incarnation: int = 0
+) -> None:
+    """Starts a transport among the peers of `ports`."""
+    receiver.identity = Identity(me, incarnation, f"directory-{me}")
+    receiver.known = dict.fromkeys(ports, (0, ""))
+    peers = {peer: PeerPlace(0, f"127.0.0.1:{port}") for peer, port in ports.items() if peer != me}
+    await one.start(receiver, peers)
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
@@ -74,8 +107,8 @@ def test_messages_arrive_in_order_with_their_records() -> None:
         ports = {"a": free_port(), "b": free_port()}
         a, b = transport("a", ports), transport("b", ports)
         at_a, at_b = Receiver(), Receiver()
-        await a.start(at_a)
-        await b.start(at_b)
+        await begin(a, at_a, "a", ports)
+        await begin(b, at_b, "b", ports)
         await until(lambda: at_a.up and at_b.up)
         for number in range(100):
             records = [memoryview(b"x" * 1000 * number), b"end"]
@@ -103,8 +136,8 @@ def test_strangers_are_refused(change: dict[str, Any], caplog: pytest.LogCapture
         a = transport("a", ports)
         stranger = transport("b", ports, **change)
         at_a, at_stranger = Receiver(), Receiver()
-        await a.start(at_a)
-        await stranger.start(at_stranger)
+        await begin(a, at_a, "a", ports)
+        await begin(stranger, at_stranger, change.get("replica_id", "b"), ports)
         await until(lambda: "refused" in caplog.text)
         assert not at_stranger.up
         assert not at_a.messages
@@ -132,8 +165,8 @@ def test_garbage_closes_only_that_connection(
         ports = {"a": free_port(), "b": free_port()}
         a, b = transport("a", ports), transport("b", ports)
         at_a, at_b = Receiver(), Receiver()
-        await a.start(at_a)
-        await b.start(at_b)
+        await begin(a, at_a, "a", ports)
+        await begin(b, at_b, "b", ports)
         await until(lambda: at_a.up and at_b.up)
         reader, writer = await asyncio.open_connection("127.0.0.1", ports["a"])
         writer.write(garbage)
@@ -142,7 +175,7 @@ def test_garbage_closes_only_that_connection(
         assert b.send("a", HEARTBEAT)
         await until(lambda: at_a.messages)
         assert not at_a.down
-        assert len([r for r in caplog.records if "closed" in r.getMessage()]) == 1
+        assert len([r for r in caplog.records if "refused" in r.getMessage()]) == 1
         await a.stop()
         await b.stop()
 
@@ -155,16 +188,25 @@ def test_a_newer_connection_replaces_the_older() -> None:
         ports = {"a": free_port(), "b": free_port()}
         a = transport("a", ports)
         at_a = Receiver()
-        await a.start(at_a)
+        await begin(a, at_a, "a", ports)
         hello = msgspec.msgpack.encode(
-            {"version": 1, "cluster": "c", "group": "g", "from": "b", "to": "a"}
+            {
+                "version": 2,
+                "cluster": "c",
+                "group": "g",
+                "from": "b",
+                "incarnation": 0,
+                "directory": "directory-b",
+                "to": "a",
+                "to_incarnation": 0,
+            }
         )
         first_reader, first = await asyncio.open_connection("127.0.0.1", ports["a"])
         first.write(len(hello).to_bytes(4, "big") + hello)
-        assert await first_reader.readline() == b"ok\n"
+        assert await first_reader.readline() == b"ok directory-a\n"
         second_reader, second = await asyncio.open_connection("127.0.0.1", ports["a"])
         second.write(len(hello).to_bytes(4, "big") + hello)
-        assert await second_reader.readline() == b"ok\n"
+        assert await second_reader.readline() == b"ok directory-a\n"
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await asyncio.wait_for(first_reader.readexactly(1), 5)
         second.write(b"".join(bytes(buffer) for buffer in encode_message(HEARTBEAT)))
@@ -184,14 +226,14 @@ def test_a_peer_that_does_not_read_is_bounded() -> None:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             size = int.from_bytes(await reader.readexactly(4), "big")
             await reader.readexactly(size)
-            writer.write(b"ok\n")
+            writer.write(b"ok directory-b\n")
             await finished.wait()  # and never reads again
             writer.transport.abort()
 
         server = await asyncio.start_server(accept, "127.0.0.1", ports["b"], limit=1024)
         a = transport("a", ports, buffer_bytes_max=1_000_000, user_timeout_ms=60_000)
         at_a = Receiver()
-        await a.start(at_a)
+        await begin(a, at_a, "a", ports)
         await until(lambda: at_a.up)
         record = bytes(500_000)
         accepted = 0
@@ -255,14 +297,14 @@ def test_who_does_not_say_hello_is_sent_away() -> None:
         a = transport("a", ports, connect_timeout_s=0.3)
         b = transport("b", ports)
         at_b = Receiver()
-        await a.start(Receiver())
+        await begin(a, Receiver(), "a", ports)
         peers = [await asyncio.open_connection("127.0.0.1", ports["a"]) for _ in range(5)]
         for number, (_, writer) in enumerate(peers):
             writer.write(bytes([0, 0, 0, 9, 1][:number]))
         for reader, writer in peers:
             assert await ended(reader)
             writer.close()
-        await b.start(at_b)
+        await begin(b, at_b, "b", ports)
         await until(lambda: at_b.up)
         await asyncio.sleep(0.5)  # longer than a hello may take
         assert not at_b.down
@@ -278,16 +320,78 @@ def test_many_silent_strangers_cost_the_oldest_its_place() -> None:
         a = transport("a", ports, connect_timeout_s=60.0, strangers_max=8)
         b = transport("b", ports)
         at_b = Receiver()
-        await a.start(Receiver())
+        await begin(a, Receiver(), "a", ports)
         peers = [await asyncio.open_connection("127.0.0.1", ports["a"]) for _ in range(20)]
         for reader, _ in peers[:12]:
             assert await ended(reader)
         assert not peers[-1][0].at_eof()
-        await b.start(at_b)
+        await begin(b, at_b, "b", ports)
         await until(lambda: at_b.up)
         assert len(a._accepted) <= 9
         for _, writer in peers:
             writer.close()
+        await a.stop()
+        await b.stop()
+
+    asyncio.run(main())
+
+
+def test_who_was_removed_or_lost_its_data_is_told_so() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a, b = transport("a", ports), transport("b", ports)
+        at_a, at_b = Receiver(), Receiver()
+        await begin(a, at_a, "a", ports)
+        at_a.known["b"] = (1, "")  # its first life is over
+        await begin(b, at_b, "b", ports)
+        await until(lambda: at_b.refusals)
+        assert isinstance(at_b.refusals[0][1], ReplicaRemovedError)
+        at_a.known["b"] = (0, "another directory")
+        await until(lambda: isinstance(at_b.refusals[-1][1], ReplicaReplacedError))
+        assert "lost its data" in str(at_b.refusals[-1][1])
+        # Neither side takes the other for its peer, whoever dialled.
+        assert not at_a.up
+        assert not at_b.up
+        await a.stop()
+        await b.stop()
+
+    asyncio.run(main())
+
+
+def test_another_life_of_a_peer_is_not_the_one_that_was_dialled() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a, b = transport("a", ports), transport("b", ports)
+        at_a, at_b = Receiver(), Receiver()
+        await begin(a, at_a, "a", ports)
+        await begin(b, at_b, "b", ports, incarnation=1)
+        await until(lambda: at_a.refusals)
+        assert isinstance(at_a.refusals[0][1], PeerRefusedError)
+        assert not at_a.up
+        a.set_peers({"b": PeerPlace(1, f"127.0.0.1:{ports['b']}")})
+        await until(lambda: at_a.up)
+        await a.stop()
+        await b.stop()
+
+    asyncio.run(main())
+
+
+def test_peers_come_and_go() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a, b = transport("a", ports), transport("b", ports)
+        at_a, at_b = Receiver(), Receiver()
+        await begin(a, at_a, "a", ports)
+        await begin(b, at_b, "b", ports)
+        await until(lambda: at_a.up and at_b.up)
+        a.set_peers({})
+        assert not a.send("b", HEARTBEAT)
+        await until(lambda: at_b.down)
+        del at_a.known["b"]
+        await until(lambda: at_b.refusals)
+        at_a.known["b"] = (0, "")
+        a.set_peers({"b": PeerPlace(0, f"127.0.0.1:{ports['b']}")})
+        await until(lambda: len(at_a.up) == 2 and len(at_b.up) == 2)
         await a.stop()
         await b.stop()
 

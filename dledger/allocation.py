@@ -1,4 +1,4 @@
-"""Who of a group reads which queue: a pure rule that every member computes alike.
+"""Who of a group reads which queue: a pure rule that every member, or a broker, computes alike.
 
 Nobody coordinates the members of a group. Each asks for the list of members, sorts it and the
 queues in the same way and takes its share; so all must use the same strategy. For a moment after a
