@@ -13,7 +13,7 @@ SEED     ?= 1
 
 .PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench lint fmt \
 	wheel clean
-.PHONY: interop interop-java interop-go interop-node interop-standstill
+.PHONY: interop interop-java interop-go interop-node interop-apache interop-standstill
 
 help:
 	@echo "make demo   a three-replica cluster that survives kill -9 of its leader"
@@ -72,6 +72,10 @@ interop-java: $(STAMP)
 
 interop-go interop-node: interop-%: $(STAMP)
 	PYTHONPATH=. $(BIN)/python -m interop.run --client $*
+
+# Our client against Apache RocketMQ's own servers (JDK 17, Maven): docs/apache-rocketmq.md
+interop-apache: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m interop.apache.run
 
 # How long each official client stands still when the leader is killed: about half an hour.
 KILLS ?= 5

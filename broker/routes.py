@@ -28,7 +28,10 @@ from broker.processors.settings import SettingsProcessor
 from broker.processors.statistics import StatisticsProcessor
 from broker.processors.topics import TopicProcessor
 from broker.processors.transactions import TransactionProcessor
+from dledger.codes import EXT_NO_FORWARD
 from dledger.codes import RequestCode as Code
+from dledger.remoting.commands import Command
+from dledger.remoting.server import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,13 @@ def make_routes(
         background: Makes a handler out of a coroutine function.
     """
     p = processors
+    topic_config_now = background(p.topics.config_now)
+
+    def topic_config(connection: Connection, command: Command) -> None:
+        # Who does not want to be forwarded takes us for the leader, and our word for the last.
+        now = command.ext.get(EXT_NO_FORWARD)
+        (topic_config_now if now else p.topics.config)(connection, command)
+
     leader: dict[Code, Handle] = {
         Code.SEND_MESSAGE: p.send.send,
         Code.SEND_MESSAGE_V2: p.send.send,
@@ -141,7 +151,7 @@ def make_routes(
     here_then_leader: dict[Code, Handle] = {
         Code.QUERY_MESSAGE: p.queries.query,
         Code.VIEW_MESSAGE_BY_ID: p.queries.view,
-        Code.GET_TOPIC_CONFIG: p.topics.config,
+        Code.GET_TOPIC_CONFIG: topic_config,
         Code.GET_SUBSCRIPTION_GROUP_CONFIG: p.groups.config,
     }
     places = (

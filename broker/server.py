@@ -464,7 +464,7 @@ class Broker:
             locks=LockProcessor(context, lock_clock),
             transactions=TransactionProcessor(context, transactions),
             resets=resets,
-            assignment=AssignmentProcessor(context, client, on_mode_set=clients.shares_changed),
+            assignment=AssignmentProcessor(context, catalog, client, clients.shares_changed),
             statistics=StatisticsProcessor(context, reader),
             inspection=InspectionProcessor(context, reader),
             relays=RelayProcessor(context, reader, clients),

@@ -22,6 +22,8 @@ from cli.cluster import LocalCluster, free_port_base
 from cli.layout import ClusterSpec
 from cli.status import ClusterStatus
 from dledger import AsyncAdmin, ConsumeFrom
+from dledger.codes import ResponseCode
+from dledger.model import GroupConfig
 from dledger.remoting.client import RemotingClient
 from interop.cases import CASES, KILLING, STANDSTILL, Observation, Standstill, Verdict, standstill
 from interop.programs import HERE, PROGRAMS, Program, ProgramError
@@ -153,10 +155,16 @@ class Runner:
         body = msgspec.json.encode(
             {"topic": topic, "consumerGroup": group, "mode": "POP", "popShareQueueNum": 0}
         )
+        async with AsyncAdmin(nameserver=self._cluster.nameserver) as admin:
+            await admin.create_group(GroupConfig(name=group))
         client = RemotingClient()
         try:
-            for _, replica in self._cluster.layout.replicas():
-                await client.request(replica.address, SET_MESSAGE_REQUEST_MODE, None, body)
+            for broker in self._cluster.layout.groups:
+                # Any replica hands it to the leader.
+                address = broker.replicas[0].address
+                answer = await client.request(address, SET_MESSAGE_REQUEST_MODE, None, body)
+                if answer.code != ResponseCode.SUCCESS:
+                    print(f"mode not set: {answer.code} {answer.remark}", file=sys.stderr)
         finally:
             await client.close()
 
@@ -191,8 +199,16 @@ def load_results() -> dict[str, ClientRecord]:
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, ClientRecord])
 
 
-def save_results(records: Mapping[str, ClientRecord]) -> None:
-    """Records results and brings the page up to date."""
+def record(
+    program: Program, verdicts: list[Verdict], standstills: Mapping[str, list[Standstill]]
+) -> None:
+    """Records what was seen beside what is recorded, and brings the page up to date."""
+    records = load_results()
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    entry = records.setdefault(program.name, ClientRecord(client=program.client, date=today))
+    entry.client, entry.date = program.client, today
+    entry.verdicts.update({verdict.case: verdict for verdict in verdicts})
+    entry.standstills.update(standstills)
     ordered = {name: records[name] for name in PROGRAMS if name in records}
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
     rewrite(PAGE, ordered)
@@ -214,8 +230,6 @@ def main() -> int:
     options = parse_arguments()
     names: list[str] = options.client or list(PROGRAMS)
     cases: list[str] = [case for case in CASES if case in (options.case or CASES)]
-    records = load_results()
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     failed = False
     scratch = Path(tempfile.mkdtemp(prefix="dledger-interop-"))
     print(f"logs: {scratch}")
@@ -231,22 +245,18 @@ def main() -> int:
         runner = Runner(cluster, scratch)
         for name in names:
             program = PROGRAMS[name]
-            record = records.setdefault(name, ClientRecord(client=program.client, date=today))
-            record.client, record.date = program.client, today
-            if options.standstill:
-                trials: list[Standstill] = []
-                for number in range(options.standstill):
-                    trial = runner.standstill(program)
-                    print(f"{name:12} kill {number + 1}: {trial}", flush=True)
-                    failed = failed or trial is None
-                    trials += [trial] if trial else []
-                record.standstills[str(options.groups)] = trials
-            else:
-                for verdict in runner.verdicts(program, cases):
-                    record.verdicts[verdict.case] = verdict
-                    failed = failed or verdict.verdict == "no"
+            trials: list[Standstill] = []
+            verdicts: list[Verdict] = []
+            for number in range(options.standstill):
+                trial = runner.standstill(program)
+                print(f"{name:12} kill {number + 1}: {trial}", flush=True)
+                failed = failed or trial is None
+                trials += [trial] if trial else []
+            if not options.standstill:
+                verdicts = runner.verdicts(program, cases)
+                failed = failed or any(verdict.verdict == "no" for verdict in verdicts)
             if not options.dry_run:
-                save_results(records)
+                record(program, verdicts, {str(options.groups): trials} if trials else {})
     return int(failed)
 
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
 from broker.feature_commands import encode_feature
 from broker.request_modes import MODES, PULL, ModeRow, SetRequestMode, request_mode
@@ -29,7 +30,7 @@ from dledger.errors import (
     TopicNotFoundError,
 )
 from dledger.message import validate_group
-from dledger.model import MessageQueue
+from dledger.model import GroupConfig, MessageQueue
 from dledger.remoting.bodies import TopicRouteData, decode_topic_route
 from dledger.remoting.bodies.popping import (
     decode_query_assignment,
@@ -56,18 +57,20 @@ class AssignmentProcessor:
     def __init__(
         self,
         context: BrokerContext,
+        catalog: Catalog,
         client: RemotingClient,
-        *,
         on_mode_set: Callable[[str], None],
     ) -> None:
         """Prepares the processor.
 
         Args:
             context: The broker's parts.
+            catalog: Topics and groups.
             client: Connections to nameservers.
             on_mode_set: Called with a group whose members are to ask for their queues again.
         """
         self._context = context
+        self._catalog = catalog
         self._client = client
         self._on_mode_set = on_mode_set
         # By topic: when it was asked for (monotonic) and its queues, the longest known first.
@@ -112,9 +115,8 @@ class AssignmentProcessor:
             raise InvalidParameterError("popShareQueueNum is out of range")
         if store.topic(body.topic) is None:
             raise TopicNotFoundError(f"topic[{body.topic}] not exist")
-        if store.group(body.group) is None:
-            raise GroupNotFoundError("subscription group does not exist")
         self._context.gate.check()
+        await self._ensure_group(body.group)
         is_set = await self._context.raft.submit(
             encode_feature(SetRequestMode(body.group, body.topic, mode, body.share_queue_count))
         )
@@ -122,6 +124,24 @@ class AssignmentProcessor:
             raise TopicNotFoundError(f"topic[{body.topic}] not exist")
         self._on_mode_set(body.group)
         connection.reply(command)
+
+    async def _ensure_group(self, name: str) -> None:
+        """Creates a group that is named before its first member comes, as members do."""
+        if self._context.store.group(name) is not None:
+            return
+        if not self._catalog.may_create_group(name):
+            raise GroupNotFoundError("subscription group does not exist")
+        made: asyncio.Future[DLedgerError | None] = asyncio.get_running_loop().create_future()
+
+        def done(group: GroupConfig | None, error: DLedgerError | None) -> None:
+            if not made.done():
+                failed = None if group is not None else definite_failure(error, f"group {name}")
+                made.set_result(failed)
+
+        self._catalog.ensure_group(name, done)
+        failure = await made
+        if failure is not None:
+            raise failure
 
     # --- routes ---------------------------------------------------------------------------------
 

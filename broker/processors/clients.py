@@ -15,7 +15,7 @@ from broker.consumers import GUARD, REFUSE, ClientIdentity, SubscriptionDiffersE
 from broker.context import BrokerContext
 from broker.filters import check_subscription_size, is_sql
 from broker.sql_filter import compile_sql
-from dledger.codes import RequestCode, ResponseCode
+from dledger.codes import LANGUAGE, RequestCode, ResponseCode
 from dledger.errors import (
     FlowControlError,
     InvalidParameterError,
@@ -42,6 +42,8 @@ from dledger.remoting.headers import (
     UnregisterClientHeader,
 )
 from dledger.remoting.server import Connection
+from store.state_keys import group_prefix
+from store.state_rows import LOCKS
 
 GROUPS_PER_HEARTBEAT_MAX = 1024
 CLIENT_ID_LENGTH_MAX = 512
@@ -49,6 +51,13 @@ CLIENT_ID_LENGTH_MAX = 512
 HEARTBEAT_BYTES_MAX = 1024 * 1024
 # Joins and leaves within this time are told together.
 NOTIFY_DELAY_S = 0.02
+# Go and Java 4.9 wait for the answer to a pull for 30 s, also when its connection is gone. A member
+# that does not find itself in the list of members gives its queues back; when it does again, it
+# takes them anew, and pulls anew. So, when a leader has died, others than our own clients are shown
+# a list without members for this long. It costs what any rebalance costs: what a member was working
+# on comes again.
+RELEASE_S = 0.5
+_NOBODY = "nobody"
 
 
 class NobodyOnlineError(RequestError):
@@ -73,6 +82,8 @@ class ClientProcessor:
         self._fingerprints: dict[int, int] = {}
         self._changed: set[str] = set()
         self._asked = 0
+        self._released: set[str] = set()
+        self._take_back_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def heartbeat(self, connection: Connection, command: Command) -> None:
@@ -139,6 +150,8 @@ class ClientProcessor:
         """
         header = command.header(GetConsumerListHeader)
         ids = self._context.clients.client_ids(header.consumer_group)
+        if header.consumer_group in self._released and command.language != LANGUAGE:
+            ids = [_NOBODY]
         if not ids:
             raise NobodyOnlineError(f"no consumer for this group, {header.consumer_group}")
         connection.reply(command, body=encode_consumer_ids(ids))
@@ -241,7 +254,15 @@ class ClientProcessor:
 
         Who joined or left while there was none has not been told to anybody.
         """
-        for group in self._context.clients.consumer_groups():
+        groups = self._context.clients.consumer_groups()
+        progress = self._context.raft.peer_progress().values()
+        if not all(peer["connected"] for peer in progress):
+            # The leader before us died, most likely, and with it the pulls that were parked there.
+            self._released = {group for group in groups if not self._is_ordered(group)}
+            if self._released:
+                loop = asyncio.get_running_loop()
+                self._take_back_timer = loop.call_later(RELEASE_S, self._take_back)
+        for group in groups:
             self._notify_later(group)
 
     def shares_changed(self, group: str) -> None:
@@ -253,8 +274,22 @@ class ClientProcessor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._take_back_timer is not None:
+            self._take_back_timer.cancel()
+            self._take_back_timer = None
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _is_ordered(self, group: str) -> bool:
+        # Members that hold locks give them back only some time after they gave their queues back.
+        prefix = group_prefix(group.encode())
+        return any(True for _ in self._context.store.rows.scan(LOCKS, prefix, limit=1))
+
+    def _take_back(self) -> None:
+        self._take_back_timer = None
+        released, self._released = self._released, set()
+        for group in sorted(released):
+            self._notify_later(group)
 
     def _register_consumer(
         self,

@@ -84,6 +84,16 @@ class TopicProcessor:
         topic = self._topic(command.header(GetTopicConfigHeader).topic)
         connection.reply(command, body=encode_topic_config(topic))
 
+    async def config_now(self, connection: Connection, command: Command) -> None:
+        """351 of a client that wants the leader's answer: the configuration as last changed.
+
+        Raises:
+            NotLeaderError: This replica does not serve; one that was replaced without having
+                heard of it finds out first.
+        """
+        await self._context.raft.read_barrier()
+        self.config(connection, command)
+
     def all_configs(self, connection: Connection, command: Command) -> None:
         """21: all topics."""
         topics = dict(self._context.store.topics)

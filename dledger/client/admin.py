@@ -11,6 +11,7 @@ from dledger.client.dead_letters import DeadLetters
 from dledger.client.group_admin import GroupAdmin
 from dledger.client.inspector import Inspector
 from dledger.client.offsets import Offsets
+from dledger.client.resets import OffsetResets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
 from dledger.client.topology import Topology
@@ -41,7 +42,6 @@ from dledger.remoting.bodies import (
     decode_group_list,
     decode_group_table,
     decode_kv_table,
-    decode_offset_table,
     decode_topic_config,
     decode_topic_list,
     decode_topic_table,
@@ -61,7 +61,7 @@ from dledger.remoting.headers import (
     QueryTopicConsumersHeader,
     ViewMessageHeader,
 )
-from dledger.remoting.reset_headers import CloneGroupOffsetHeader, ResetOffsetHeader
+from dledger.remoting.reset_headers import CloneGroupOffsetHeader
 
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers
 
@@ -91,6 +91,7 @@ class AsyncAdmin(GroupAdmin):
             self.config.session, nameserver_addresses(nameserver), clock or SystemClock()
         )
         self._offsets = Offsets(self._session)
+        self._resets = OffsetResets(self._session, self._offsets)
 
     async def start(self) -> None:
         """Makes the client ready."""
@@ -210,7 +211,10 @@ class AsyncAdmin(GroupAdmin):
                     group, RequestCode.GET_TOPIC_CONFIG, GetTopicConfigHeader(topic=name)
                 )
             except BrokerResponseError as error:
-                if error.code != ResponseCode.TOPIC_NOT_EXIST:
+                if error.code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED:  # before 5.0
+                    config = (await self.topology().topics(group)).get(name)
+                    found.update({} if config is None else {group: config})
+                elif error.code != ResponseCode.TOPIC_NOT_EXIST:
                     raise
                 continue
             found[group] = decode_topic_config(response.body)
@@ -355,6 +359,8 @@ class AsyncAdmin(GroupAdmin):
 
         Raises:
             BrokerResponseError: No such topic or queue, or a group that broadcasts.
+            InvalidParameterError: (definite) One queue of a group with members online, at an Apache
+                RocketMQ before 5.0, which cannot do that.
 
         Durability:
             On return the move is committed by a majority of each broker group concerned; members
@@ -366,11 +372,11 @@ class AsyncAdmin(GroupAdmin):
             to = 0 if to is ConsumeFrom.EARLIEST else -1
         elif to < 0:
             raise InvalidParameterError(f"{to} is no time")
-        return await self._reset(group, topic, to, queue, None)
+        return await self._resets.reset(group, topic, to, queue)
 
     async def move_offset(self, group: str, queue: MessageQueue, offset: int) -> None:
         """Moves a consumer group to an offset of one queue. Otherwise as `reset_offsets`."""
-        await self._reset(group, queue.topic, 0, queue, offset)
+        await self._resets.reset(group, queue.topic, 0, queue, offset)
 
     async def clone_offsets(
         self, source: str, target: str, topic: str = "", *, offline: bool = True
@@ -388,33 +394,6 @@ class AsyncAdmin(GroupAdmin):
         )
         for name in await self._groups(None):
             await self._session.call_leader(name, RequestCode.CLONE_GROUP_OFFSET, header)
-
-    async def _reset(
-        self,
-        group: str,
-        topic: str,
-        timestamp_ms: int,
-        queue: MessageQueue | None,
-        offset: int | None,
-    ) -> dict[MessageQueue, int]:
-        route = await self._session.route(topic, refresh=True)
-        names = {found.broker_name for found in route.subscribe_queues}
-        if queue is not None:
-            names = {queue.broker_name}
-        header = ResetOffsetHeader(
-            group=group,
-            topic=topic,
-            timestamp_ms=timestamp_ms,
-            queue_id=None if queue is None else queue.queue_id,
-            offset=offset,
-        )
-        moved: dict[MessageQueue, int] = {}
-        for name in sorted(names):
-            response = await self._session.call_leader(
-                name, RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, header
-            )
-            moved.update(decode_offset_table(response.body))
-        return dict(sorted(moved.items()))
 
     async def consumer_connections(self, group: str) -> ConnectionList | None:
         """Returns the members of a consumer group that are online; `None` if there are none."""

@@ -141,7 +141,11 @@ class SyncFront(Generic[C]):
     def start(self) -> None:
         """Makes the client ready. Needs no broker to be up yet."""
         self._loop.start()
-        self._loop.run(self._inner.start())
+        try:
+            self._loop.run(self._inner.start())
+        except BaseException:
+            self._loop.stop()
+            raise
 
     def close(self) -> None:
         """Closes the twin, see there, and ends the thread. Twice does nothing."""

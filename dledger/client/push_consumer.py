@@ -103,13 +103,25 @@ class AsyncPushConsumer:
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Joins the group and begins to read. Needs no broker to be up yet."""
+        """Joins the group and begins to read. Needs no broker to be up yet.
+
+        Raises:
+            BrokerResponseError: A broker refuses a condition in SQL. The consumer is closed then.
+            ConfigError: The file for the offsets of a broadcasting consumer cannot be used. As
+                before.
+        """
         if self._closed:
             raise ClientClosedError("a closed consumer cannot be started again; make a new one")
         if not self._started:
             self._started = True
             await self._session.start()
-            await self._reader.start()
+            try:
+                await self._reader.start()
+            except BaseException:
+                self._closed = True
+                self._reader.stop()
+                await self._session.close()
+                raise
 
     def stop(self) -> None:
         """Ends iteration and `run` after the message in hand; `close` is still to be called."""

@@ -20,6 +20,9 @@ NORMAL, HALF, COMMIT, DELAY, ORDER = range(5)
 CONSUMED, TIMED_OUT, RAISED, RETURNED_NOTHING, FAILED = range(5)
 
 _FIELD, _RECORD = "\x01", "\x02"
+# What Java writes for tags and keys that a message has not. An empty last field would be fatal:
+# its reader splits in a way that drops it and then looks for it.
+_NOTHING = "null"
 _NUMBER_LENGTH_MAX = 19
 
 
@@ -143,8 +146,8 @@ def _record(fields: list[str]) -> Record | None:
             group=values[2],
             topic=values[3],
             message_id=values[4],
-            tags=values[5],
-            keys=values[6],
+            tags=_text(values[5]),
+            keys=_text(values[6]),
             store_host=values[7],
             size_bytes=_number(values[8]),
             took_ms=_number(values[9]),
@@ -160,7 +163,7 @@ def _record(fields: list[str]) -> Record | None:
             request_id=values[3],
             message_id=values[4],
             retries=_number(values[5]),
-            keys=values[6],
+            keys=_text(values[6]),
         )
     if kind == "SubAfter" and len(values) >= 5:
         rest = [*values[5:8], "", "", ""]
@@ -169,7 +172,7 @@ def _record(fields: list[str]) -> Record | None:
             message_id=values[1],
             took_ms=_number(values[2]),
             success=values[3] == "true",
-            keys=values[4],
+            keys=_text(values[4]),
             outcome=_number(rest[0]),
             time_ms=_number(rest[1]),
             group=rest[2],
@@ -178,7 +181,11 @@ def _record(fields: list[str]) -> Record | None:
 
 
 def _clean(text: str) -> str:
-    return text.replace(_FIELD, " ").replace(_RECORD, " ")
+    return text.replace(_FIELD, " ").replace(_RECORD, " ") or _NOTHING
+
+
+def _text(field: str) -> str:
+    return "" if field == _NOTHING else field
 
 
 def _number(text: str) -> int:

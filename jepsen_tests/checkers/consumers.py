@@ -166,6 +166,7 @@ class GroupJudge:
                 if before is None:
                     # Each retry puts one copy at a place of its own.
                     caused = caused or self._was_retried(value, 0, late.t, len(places))
+                    caused = caused or self._handed_back_twice(value, late)
                     before = early
                 places[late.queue, late.offset] = late
                 if caused:
@@ -179,6 +180,11 @@ class GroupJudge:
         if limit is not None and self.duplicates > limit and last is not None:
             text = f"{self.duplicates} duplicates, at most {limit} are allowed"
             self.add("D7", "too many duplicates", text, last.number)
+
+    def _handed_back_twice(self, value: Value, late: Delivery) -> bool:
+        """Whether a copy may be there because handing back met a fault, and was done again."""
+        failed = [ending.t for ending in self.ends_of.get(value, ()) if ending.result != "ok"]
+        return bool(failed) and self.history.fault_between(min(failed), late.t)
 
     def _was_retried(self, value: Value, begin: int, end: int, times: int) -> bool:
         retries = sum(

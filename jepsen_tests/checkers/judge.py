@@ -21,7 +21,7 @@ from jepsen_tests.checkers.evidence import (
 from jepsen_tests.checkers.log_rules import judge_log
 from jepsen_tests.checkers.log_store import NEVER, LogHistory
 from jepsen_tests.checkers.max_register import MaxRegister
-from jepsen_tests.checkers.models import MODELS
+from jepsen_tests.checkers.models import MODELS, settled_writes
 from jepsen_tests.checkers.ownership import judge_ownership
 from jepsen_tests.checkers.search import Operation, search
 from jepsen_tests.checkers.transactions import (
@@ -336,6 +336,8 @@ class _Intake:
                 for number, op in calls
                 if op.status != "fail"
             ]
+            if model == "config":
+                operations = settled_writes(operations)
             found.append((f"{model} {name}", operations, model))
         for subject, offsets in self.offset_calls.items():
             operations = [

@@ -6,10 +6,11 @@ not "unknown"; only indeterminate calls have unknown results.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
+from jepsen_tests.checkers.log_store import NEVER
 from jepsen_tests.checkers.search import Model, Operation
 
 
@@ -113,6 +114,27 @@ class Config(Register):
     initial: Hashable = 0
 
 
+def settled_writes(operations: Sequence[Operation]) -> list[Operation]:
+    """Returns the operations on a `Config` without those writes of which nothing is known.
+
+    Every write has a value of its own. One of unknown outcome that nobody read may as well not have
+    happened. One that was read has happened before that read ended. So nothing is left to guess,
+    and no legal order is lost or won.
+    """
+    seen: dict[Any, int] = {}
+    for operation in operations:
+        if operation.f == "read" and not operation.optional:
+            value = _frozen(operation.result)
+            seen[value] = min(seen.get(value, NEVER), operation.ret)
+    settled: list[Operation] = []
+    for operation in operations:
+        if not operation.optional:
+            settled.append(operation)
+        elif operation.f == "write" and (value := _frozen(operation.args[0])) in seen:
+            settled.append(operation._replace(ret=seen[value], optional=False))
+    return settled
+
+
 class Transaction:
     """`prepare`, `commit` -> did, `rollback` -> did, `state` -> the state.
 
@@ -136,7 +158,7 @@ class Transaction:
                     yield wanted if did else state
 
 
-class Sequence:
+class SequenceNumbers:
     """An idempotent producer: `send` [sequence] -> offset. The state is ((sequence, offset), ...).
 
     The first send of a sequence number gets a new offset, all later ones the same again.
@@ -229,7 +251,7 @@ MODELS: Final[MappingProxyType[str, Model]] = MappingProxyType(
         "queue_lock": QueueLock(),
         "config": Config(),
         "transaction": Transaction(),
-        "sequence": Sequence(),
+        "sequence": SequenceNumbers(),
         "versioned": Versioned(),
         "resettable_offset": ResettableOffset(),
         "membership": Membership(),

@@ -19,27 +19,25 @@ from jepsen_tests.workloads.recorder import Process, Recorder, now_ns, short
 
 TOPICS = 6
 PROCESSES = 3
-_RATE_PER_TOPIC = 3.0  # each is searched for a legal order
+_RATE_PER_TOPIC = 4.0  # each is searched for a legal order
 _WRITES = 0.5
 _REST_S = 0.2
 
 
 async def run_topic_config(plan: WorkerPlan, recorder: Recorder, stopping: asyncio.Event) -> None:
     """Creates its topics, then runs until told to stop."""
-    config = AdminConfig(session=session_config(plan))
-    async with AsyncAdmin(nameserver=plan.nameserver, config=config) as admin:
-        versions = _Versions()
+    async with AsyncAdmin(nameserver=plan.nameserver) as admin:
         for number in range(TOPICS):
             await admin.create_topic(_name(plan, number), queue_count=1)
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(TOPICS):
-                for place in range(PROCESSES):
-                    chance = random.Random(f"{plan.seed}-config-{number}-{place}")
-                    rate = min(plan.rate / TOPICS, _RATE_PER_TOPIC) / PROCESSES
-                    pacer = Pacer(rate, chance, stopping)
-                    name = _name(plan, number)
-                    process = _ConfigProcess(name, admin, recorder, versions, chance)
-                    tasks.create_task(process.run(pacer))
+    versions = _Versions()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(TOPICS):
+            for place in range(PROCESSES):
+                chance = random.Random(f"{plan.seed}-config-{number}-{place}")
+                rate = min(plan.rate / TOPICS, _RATE_PER_TOPIC) / PROCESSES
+                pacer = Pacer(rate, chance, stopping)
+                process = _ConfigProcess(plan, _name(plan, number), recorder, versions, chance)
+                tasks.create_task(process.run(pacer))
 
 
 def _name(plan: WorkerPlan, number: int) -> str:
@@ -59,28 +57,34 @@ class _Versions:
 
 
 class _ConfigProcess:
-    """Writes a version into a topic's flags, or reads it back."""
+    """Writes a version into a topic's flags, or reads it back.
+
+    Each is a client of its own: so one may believe in another leader than the others.
+    """
 
     def __init__(
         self,
+        plan: WorkerPlan,
         name: str,
-        admin: AsyncAdmin,
         recorder: Recorder,
         versions: _Versions,
         chance: random.Random,
     ) -> None:
         self._name = name
-        self._admin = admin
+        self._admin = AsyncAdmin(
+            nameserver=plan.nameserver, config=AdminConfig(session=session_config(plan))
+        )
         self._recorder = recorder
         self._versions = versions
         self._chance = chance
         self._process = Process(recorder)
 
     async def run(self, pacer: Pacer) -> None:
-        while await pacer.turn():
-            action = self._write() if self._chance.random() < _WRITES else self._read()
-            if not await action:
-                await pacer.rest(_REST_S)
+        async with self._admin:
+            while await pacer.turn():
+                action = self._write() if self._chance.random() < _WRITES else self._read()
+                if not await action:
+                    await pacer.rest(_REST_S)
 
     async def _write(self) -> bool:
         version = self._versions.next()

@@ -51,7 +51,9 @@ def test_members_are_told_their_queues_and_how_to_read_them(tmp_path):
                 assert answer.code == code, answer.remark
 
             await set_mode(17, topic="unknown")
-            await set_mode(26, group="unknown")
+            await set_mode(0, group="later")
+            assert broker.store.group("later"), "named before its first member comes"
+            await set_mode(29, group="a b")
             await set_mode(16, topic="%RETRY%g")
             await set_mode(29, mode="PUSH")
             client.pushed.clear()

@@ -203,6 +203,28 @@ def test_a_leader_without_a_majority_says_unknown_then_refuses(tmp_path):
     asyncio.run(run())
 
 
+def test_a_leader_without_a_majority_does_not_tell_a_topics_settings_as_the_last(tmp_path):
+    async def run():
+        async with broker_group(tmp_path, timing={"forward_wait_s": 0.3}) as brokers:
+            leader = await serving_leader(brokers)
+            client = TestClient(leader.address)
+            assert (await client.send("t", b"1")).code == 0
+            header = {"topic": "t", "dlNoForward": "1"}
+            assert (await client.call(RequestCode.GET_TOPIC_CONFIG, header)).code == 0
+            for broker in [b for b in list(brokers.values()) if b is not leader]:
+                await crash(brokers, broker)
+            # Others may have changed them meanwhile, for all that this replica can know.
+            assert leader.raft.is_serving
+            answer = await client.call(RequestCode.GET_TOPIC_CONFIG, header)
+            assert answer.code == ResponseCode.SERVICE_NOT_AVAILABLE
+            # Who asks any replica is told what this one knows.
+            answer = await client.call(RequestCode.GET_TOPIC_CONFIG, {"topic": "t"})
+            assert answer.code == 0
+            await client.close()
+
+    asyncio.run(run())
+
+
 def test_a_killed_replica_catches_up_after_its_restart(tmp_path):
     async def run():
         async with broker_group(tmp_path) as brokers:

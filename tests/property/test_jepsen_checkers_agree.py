@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import permutations
 from random import Random
 
@@ -16,7 +17,7 @@ from jepsen_tests.checkers.agreement import (
     slow_verdict,
 )
 from jepsen_tests.checkers.log_store import NEVER
-from jepsen_tests.checkers.models import Register
+from jepsen_tests.checkers.models import MODELS, Register, settled_writes
 from jepsen_tests.checkers.random_logs import CorrectLog, Shape
 from jepsen_tests.checkers.search import Model, Operation, precedence, search
 from jepsen_tests.history import Meta
@@ -114,3 +115,34 @@ def test_a_search_beyond_its_limits_has_no_answer() -> None:
     operations.append(Operation(100, 101, "read", (), 99, False))
     assert search(operations, Register(), states_max=100).legal is None
     assert search(operations[:4] + operations[-1:], Register()).legal is False
+
+
+def random_config(random: Random) -> list[Operation]:
+    """Returns a short history of a register with unique writes, legal or spoiled."""
+    value, now, version = 0, 0, 0
+    operations: list[Operation] = []
+    for _ in range(random.randrange(3, 8)):
+        now += random.randrange(1, 3)
+        inv, ret = now - random.randrange(3), now + random.randrange(3)
+        if random.random() < 0.5:
+            version += 1
+            info = random.random() < 0.5
+            if not info or random.random() < 0.5:
+                value = version
+            operations.append(
+                Operation(inv, NEVER if info else ret, "write", (version,), None, info)
+            )
+        else:
+            seen = random.randrange(version + 1) if random.random() < 0.4 else value
+            operations.append(Operation(inv, ret, "read", (), seen, False))
+    return operations
+
+
+def test_settling_unknown_writes_changes_no_verdict() -> None:
+    verdicts = Counter[bool]()
+    for seed in range(3000):
+        operations = random_config(Random(seed))
+        expected = search(operations, MODELS["config"]).legal
+        assert search(settled_writes(operations), MODELS["config"]).legal is expected, seed
+        verdicts[bool(expected)] += 1
+    assert min(verdicts.values()) > 300

@@ -3,7 +3,15 @@
 import pytest
 
 from broker.config import BrokerConfig
-from broker.live_settings import CHANGEABLE, LiveSettings, Scope, parse_properties
+from broker.feature_commands import FEATURE_TYPES, decode_feature, encode_feature
+from broker.live_settings import (
+    CHANGEABLE,
+    LiveSettings,
+    PutSettings,
+    Scope,
+    apply_settings,
+    parse_properties,
+)
 from dledger.config import build_config, change_config
 from dledger.errors import ConfigError, InvalidParameterError
 
@@ -83,3 +91,33 @@ def test_properties_as_java_writes_them():
 def test_change_config_names_what_is_wrong():
     with pytest.raises(ConfigError, match=r"store\.nothing|nothing"):
         change_config(config(), {"store.nothing": "1"})
+
+
+class Changes:
+    """Rows as an entry being applied sees them."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def get(self, _database, key):
+        return self.rows.get(key)
+
+    def put(self, _database, key, value):
+        self.rows[key] = value
+
+    def delete(self, _database, key):
+        self.rows.pop(key, None)
+
+
+def test_the_command_as_it_stands_in_logs():
+    body = encode_feature(PutSettings([("a", "1"), ("b", "default")]))
+    assert body == bytes.fromhex("6001919292a161a13192a162a764656661756c74")
+    assert body[0] in FEATURE_TYPES
+    assert decode_feature(body) == PutSettings([("a", "1"), ("b", "default")])
+
+
+def test_applying_counts_what_changed_and_default_removes():
+    rows = Changes()
+    assert apply_settings(rows, PutSettings([("a", "1"), ("b", "2")])) == 2
+    assert apply_settings(rows, PutSettings([("a", "1"), ("b", "default"), ("c", "default")])) == 1
+    assert rows.rows == {b"a": b"1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jepsen_tests.history import CheckBack, Dead
+from jepsen_tests.history import Assign, CheckBack, Dead
 from tests.support.histories import (
     MS,
     append,
@@ -30,6 +30,7 @@ from tests.support.histories import (
 
 SENT = [append(value, 2 * at, 2 * at + 1, at) for at, value in enumerate((10, 11, 12, 13))]
 ALL = [10, 11, 12, 13]
+RETRY = "%RETRY%g@b/0"
 
 
 def without(records: list, *values: int) -> list:
@@ -215,13 +216,25 @@ BAD = {
         ],
         ("D7", "too many duplicates"),
     ),
+    "D7 handed back twice without a fault": (
+        [
+            append(10, 0, 1, 0),
+            group(drained=None),
+            deliver(10, 0, 20),
+            done(10, 0, 21, result="retry"),
+            deliver(10, 0, 30, queue=RETRY, attempt=2),
+            done(10, 0, 31, queue=RETRY),
+            deliver(10, 1, 40, queue=RETRY, attempt=2),
+        ],
+        ("D7", "duplicate without cause"),
+    ),
     "D8 too many attempts": (
         [
             *SENT,
             group(drained=None, max_attempts=1),
             deliver(10, 0, 20),
             done(10, 0, 21, result="retry"),
-            deliver(10, 0, 30, queue="%RETRY%g@b/0", attempt=2),
+            deliver(10, 0, 30, queue=RETRY, attempt=2),
         ],
         ("D8", "too many attempts"),
     ),
@@ -372,8 +385,8 @@ GOOD = {
         group(max_attempts=2),
         deliver(10, 0, 20),
         done(10, 0, 21, result="retry"),
-        deliver(10, 0, 30, queue="%RETRY%g@b/0", attempt=2),
-        done(10, 0, 31, queue="%RETRY%g@b/0", result="retry"),
+        deliver(10, 0, 30, queue=RETRY, attempt=2),
+        done(10, 0, 31, queue=RETRY, result="retry"),
         Dead(group="g", value=10, t=50 * MS),
     ],
     "a retry delivered again to a new owner of the retries": [
@@ -410,6 +423,27 @@ GOOD = {
         group(),
         deliver(10, 0, 20),
         done(10, 0, 21),
+    ],
+    "handed back twice, because a fault hid the first answer": [
+        append(10, 0, 1, 0),
+        group(max_attempts=3),
+        deliver(10, 0, 20),
+        done(10, 0, 21, result="retry"),
+        fault(20, 25, "F4"),
+        deliver(10, 0, 30, queue=RETRY, attempt=2),
+        done(10, 0, 31, queue=RETRY),
+        deliver(10, 1, 40, queue=RETRY, attempt=2),
+        done(10, 1, 41, queue=RETRY),
+    ],
+    "the retry queue changes hands too": [
+        append(10, 0, 1, 0),
+        group(max_attempts=2),
+        deliver(10, 0, 20),
+        done(10, 0, 21, result="retry"),
+        deliver(10, 0, 30, queue=RETRY, attempt=2),
+        Assign(group="g", consumer="c1", queue=RETRY, t=35 * MS),
+        deliver(10, 0, 40, "c1", queue=RETRY, attempt=2),
+        done(10, 0, 41, "c1", queue=RETRY),
     ],
     "recalled, and not delivered": [send(10, 0, 500), recall(10, 2, 3), group()],
     "a recall that nobody knows of": [

@@ -49,6 +49,19 @@ def test_records_as_they_stand_on_the_wire():
     assert decode_trace(WIRE) == [PUBLISHED, DELIVERING, DELIVERED]
 
 
+def test_no_field_is_empty_at_the_end_of_a_record():
+    """Java's reader drops such a field and fails for want of it."""
+    bare = [
+        Published(time_ms=1, group="g", topic="t", message_id="I"),
+        Delivering(time_ms=1, group="g", request_id="R", message_id="I"),
+        Delivered(request_id="R", message_id="I", time_ms=1, group="g"),
+    ]
+    body = encode_trace(bare)
+    assert b"\x01\x02" not in body
+    assert body.split(b"\x02")[1] == b"SubBefore\x011\x01DefaultRegion\x01g\x01R\x01I\x010\x01null"
+    assert decode_trace(body) == bare
+
+
 def test_older_and_newer_senders():
     old = b"Pub\x011\x01R\x01pg\x01t\x01ID\x01\x01\x01h:1\x015\x013\x010\x01true\x02"
     (found,) = decode_trace(old)

@@ -58,7 +58,6 @@ def test_a_cut_link_swallows_what_is_sent_and_what_arrives():
         replica_id="a",
         listen_host="127.0.0.1",
         listen_port=0,
-        peers={"b": "127.0.0.1:1"},
     )
     transport = transport_with(links)(config, random.Random(1))
     transport._receiver = receiver = Receiver()

@@ -1,0 +1,1 @@
+"""Our client against Apache RocketMQ's own servers."""
