@@ -17,8 +17,8 @@ from broker.context import FATAL_ERRORS, BrokerContext
 from broker.pop_acks import Place, PopAcks
 from broker.pop_choice import Dead
 from broker.pop_state import Ack, ended_rider, pack_bits
-from dledger.errors import DLedgerError, OffsetOutOfRangeError
-from dledger.message import decode_stored, encode_properties
+from dledger.errors import DLedgerError, MessageRejectedError
+from dledger.message import decode_stored, encode_properties, stored_properties
 from dledger.model import GroupConfig, TopicConfig
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,12 @@ class PopDeadLetters:
                 under_way.discard(place)
                 logger.warning("dead letters not created: group=%s reason=%s", group, error)
                 return
-            self._store(config, letters, topic, queue_id, dead, settled)
+            try:
+                self._store(config, letters, topic, queue_id, dead, settled)
+            except FATAL_ERRORS:
+                raise
+            except DLedgerError as refused:
+                settled(refused)
 
         try:
             self._catalog.ensure_topic(names.dead_letter_topic_config(group), made)
@@ -117,11 +122,7 @@ class PopDeadLetters:
         ack = Ack(
             group.name, topic, queue_id, dead.key, pack_bits(1 << dead.offset - dead.key.start)
         )
-        try:
-            stored = bytes(self._context.log.read(dead.physical_offset, dead.size_bytes))
-        except OffsetOutOfRangeError:
-            settled(DLedgerError("the message is gone"))
-            return
+        stored = bytes(self._context.log.read(dead.physical_offset, dead.size_bytes))
         message = decode_stored(stored, decompress=False)
         failed = message.reconsume_times + dead.deliveries - 1
         back = retries.send_back(
@@ -138,18 +139,21 @@ class PopDeadLetters:
             queue_id=0,
             reconsume_times=back.reconsume_times,
             properties=back.properties,
-            raw=encode_properties(back.properties),
+            raw=_properties_string(back.properties, stored),
             store_host=self._store_host,
         )
-        try:
-            self._context.appender.append(
-                letters,
-                0,
-                [copy],
-                lambda _first, _offsets, error: settled(error),
-                rider=ended_rider(ack),
-            )
-        except FATAL_ERRORS:
-            raise
-        except DLedgerError as error:
-            settled(error)
+        self._context.appender.append(
+            letters,
+            0,
+            [copy],
+            lambda _first, _offsets, error: settled(error),
+            rider=ended_rider(ack),
+        )
+
+
+def _properties_string(properties: dict[str, str], stored: bytes) -> bytes:
+    """Returns what a dead letter carries; without the story of its death if that leaves no room."""
+    try:
+        return encode_properties(properties)
+    except MessageRejectedError:
+        return stored_properties(stored)

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, TypeVar
 
 SAMPLE_S: Final = 10.0
 KEYS_MAX: Final = 10_000
+PLACES_MAX: Final = 200_000  # of groups in queues
 # Upper ends of the classes of times, in seconds; a last class holds all above.
 TIME_CLASSES_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _DAY_MS: Final = 86_400_000
@@ -30,15 +31,18 @@ _DAY_EVERY: Final = 360
 _HOUR_SAMPLES: Final = 7
 _DAY_SAMPLES: Final = 25
 _WINDOW_MIN_S: Final = 1.0
+_MESSAGES, _BYTES, _SECONDS, _TIMES = range(4)
 
 Key = TypeVar("Key")
 
 
 class Sample(NamedTuple):
-    """Totals at a moment."""
+    """Totals of a flow at a moment."""
 
     at_s: float
-    amount: float
+    messages: int
+    bytes: int
+    seconds: float
     times: int
 
 
@@ -49,62 +53,6 @@ class Rate:
     amount: float
     per_second: float
     per_time: float
-
-
-class Meter:
-    """A total that only grows, with its recent past."""
-
-    __slots__ = ("_days", "_hours", "_minutes", "amount", "times")
-
-    def __init__(self, now_s: float, samples: int = _MINUTE_SAMPLES) -> None:
-        self.amount: float = 0
-        self.times = 0
-        first = Sample(now_s, 0, 0)
-        self._minutes = deque([first], maxlen=samples)
-        self._hours = deque([first], maxlen=_HOUR_SAMPLES)
-        self._days = deque([first], maxlen=_DAY_SAMPLES)
-
-    def sample(self, now_s: float, number: int) -> None:
-        """Takes note of the totals; `number` counts the samples of all meters."""
-        sample = Sample(now_s, self.amount, self.times)
-        self._minutes.append(sample)
-        if number % _HOUR_EVERY == 0:
-            self._hours.append(sample)
-        if number % _DAY_EVERY == 0:
-            self._days.append(sample)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing has come for a day."""
-        return len(self._days) == _DAY_SAMPLES and self._days[0].times == self.times
-
-    def minute(self, now_s: float) -> Rate:
-        """Returns the last minute's rate."""
-        return self.last(now_s, 60)
-
-    def hour(self, now_s: float) -> Rate:
-        """Returns the last hour's rate."""
-        return self._since(self._hours[0], now_s)
-
-    def day(self, now_s: float) -> Rate:
-        """Returns the last day's rate."""
-        return self._since(self._days[0], now_s)
-
-    def last(self, now_s: float, window_s: float) -> Rate:
-        """Returns the rate of about the last so many seconds."""
-        begin = self._minutes[0]
-        for sample in reversed(self._minutes):
-            if sample.at_s <= now_s - window_s:
-                begin = sample
-                break
-        return self._since(begin, now_s)
-
-    def _since(self, begin: Sample, now_s: float) -> Rate:
-        amount = self.amount - begin.amount
-        times = self.times - begin.times
-        # Of a shorter time a rate would say nothing.
-        seconds = max(_WINDOW_MIN_S, now_s - begin.at_s)
-        return Rate(amount, amount / seconds, amount / times if times else 0.0)
 
 
 class Times:
@@ -127,27 +75,115 @@ class Times:
 class Flow:
     """Messages and bytes in one direction, and how long each request took."""
 
-    __slots__ = ("bytes", "messages", "seconds")
+    __slots__ = ("_days", "_hours", "_minutes", "_now")
 
     def __init__(self, now_s: float, samples: int = _MINUTE_SAMPLES) -> None:
-        self.messages = Meter(now_s, samples)
-        self.bytes = Meter(now_s, samples)
-        self.seconds = Meter(now_s, samples)
+        # Totals: messages, bytes, seconds, requests. One list is the quickest to add to.
+        self._now: list[float] = [0, 0, 0.0, 0]
+        first = Sample(now_s, 0, 0, 0.0, 0)
+        self._minutes = deque([first], maxlen=samples)
+        self._hours = deque([first], maxlen=_HOUR_SAMPLES)
+        self._days = deque([first], maxlen=_DAY_SAMPLES)
 
     def add(self, count: int, size_bytes: int, seconds: float = 0.0) -> None:
         """Adds one request."""
-        messages, size, took = self.messages, self.bytes, self.seconds
-        messages.amount += count
-        messages.times += 1
-        size.amount += size_bytes
-        size.times += 1
-        took.amount += seconds
-        took.times += 1
+        now = self._now
+        now[_MESSAGES] += count
+        now[_BYTES] += size_bytes
+        now[_SECONDS] += seconds
+        now[_TIMES] += 1
+
+    @property
+    def messages(self) -> Meter:
+        """Messages."""
+        return Meter(self, _MESSAGES)
+
+    @property
+    def bytes(self) -> Meter:
+        """Bytes."""
+        return Meter(self, _BYTES)
+
+    @property
+    def seconds(self) -> Meter:
+        """Seconds that requests took."""
+        return Meter(self, _SECONDS)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has come for a day."""
+        return len(self._days) == _DAY_SAMPLES and self._days[0].times == self._now[_TIMES]
+
+    def total(self, field: int) -> float:
+        """Returns one of the totals."""
+        return self._now[field]
 
     def sample(self, now_s: float, number: int) -> None:
-        """Takes note of the totals."""
-        for meter in (self.messages, self.bytes, self.seconds):
-            meter.sample(now_s, number)
+        """Takes note of the totals; `number` counts the samples of all flows."""
+        messages, size, seconds, times = self._now
+        sample = Sample(now_s, int(messages), int(size), seconds, int(times))
+        self._minutes.append(sample)
+        if number % _HOUR_EVERY == 0:
+            self._hours.append(sample)
+        if number % _DAY_EVERY == 0:
+            self._days.append(sample)
+
+    def oldest_of_hour(self) -> Sample:
+        """Returns the totals of about an hour ago."""
+        return self._hours[0]
+
+    def oldest_of_day(self) -> Sample:
+        """Returns the totals of about a day ago."""
+        return self._days[0]
+
+    def before(self, at_s: float) -> Sample:
+        """Returns the newest totals noted by then, or the oldest that are known."""
+        for sample in reversed(self._minutes):
+            if sample.at_s <= at_s:
+                return sample
+        return self._minutes[0]
+
+
+class Meter:
+    """One of a flow's totals, with its recent past."""
+
+    __slots__ = ("_field", "_flow")
+
+    def __init__(self, flow: Flow, field: int) -> None:
+        self._flow = flow
+        self._field = field
+
+    @property
+    def amount(self) -> float:
+        """The total."""
+        return self._flow.total(self._field)
+
+    @property
+    def times(self) -> int:
+        """Requests."""
+        return int(self._flow.total(_TIMES))
+
+    def minute(self, now_s: float) -> Rate:
+        """Returns the last minute's rate."""
+        return self.last(now_s, 60)
+
+    def hour(self, now_s: float) -> Rate:
+        """Returns the last hour's rate."""
+        return self._since(self._flow.oldest_of_hour(), now_s)
+
+    def day(self, now_s: float) -> Rate:
+        """Returns the last day's rate."""
+        return self._since(self._flow.oldest_of_day(), now_s)
+
+    def last(self, now_s: float, window_s: float) -> Rate:
+        """Returns the rate of about the last so many seconds."""
+        return self._since(self._flow.before(now_s - window_s), now_s)
+
+    def _since(self, begin: Sample, now_s: float) -> Rate:
+        amount = self.amount - begin[1 + self._field]
+        times = self.times - begin.times
+        # Of a shorter time a rate would say nothing.
+        seconds = max(_WINDOW_MIN_S, now_s - begin.at_s)
+        return Rate(amount, amount / seconds, amount / times if times else 0.0)
 
 
 @dataclass(slots=True)
@@ -176,6 +212,7 @@ class Statistics:
         self._topics: dict[str, Flow] = {}
         self._groups: dict[tuple[str, str], Flow] = {}
         self._returns: dict[tuple[str, str], Flow] = {}
+        self._places: dict[tuple[str, int, int], int] = {}
 
     # --- the hot path -----------------------------------------------------------------------
 
@@ -194,6 +231,12 @@ class Statistics:
         flow = self._groups.get(key) or self._admit(self._groups, key)
         if flow is not None:
             flow.add(count, size_bytes)
+
+    def read_to(self, group: str, topic_id: int, queue_id: int, offset: int) -> None:
+        """Notes how far a group has been given a queue, whether or not it has consumed that."""
+        places, place = self._places, (group, topic_id, queue_id)
+        if place in places or len(places) < PLACES_MAX:
+            places[place] = offset
 
     def found_nothing(self) -> None:
         """Notes a pull that was answered without a message."""
@@ -219,6 +262,10 @@ class Statistics:
     def returns(self, name: str, topic: str) -> Flow | None:
         """Returns what a group handed back of a topic."""
         return self._returns.get((name, topic))
+
+    def place(self, group: str, topic_id: int, queue_id: int) -> int | None:
+        """Returns how far a group was given a queue by this replica, None if it was not."""
+        return self._places.get((group, topic_id, queue_id))
 
     def topics(self) -> Iterator[tuple[str, Flow]]:
         """Yields all topics."""
@@ -253,7 +300,7 @@ class Statistics:
     def _sample_all(self, flows: dict[Key, Flow], now_s: float) -> None:
         for flow in flows.values():
             flow.sample(now_s, self._number)
-        for key in [key for key, flow in flows.items() if flow.messages.is_idle]:
+        for key in [key for key, flow in flows.items() if flow.is_idle]:
             del flows[key]
 
     def _admit(self, flows: dict[Key, Flow], key: Key) -> Flow | None:

@@ -14,11 +14,9 @@ from dledger.errors import DLedgerError
 from jepsen_tests.checkers import Outcome
 from jepsen_tests.hosts.capabilities import Capabilities
 from jepsen_tests.hosts.cleanup import RunStoppedError
-from jepsen_tests.nemeses.registry import NOT_YET as FAULTS_NOT_YET
 from jepsen_tests.options import RunOptions
 from jepsen_tests.runner import RunResult, run
 
-NOT_AVAILABLE = "not available yet"
 SMOKE_BUDGET_S = 360.0
 OVERHEAD_S = 8.0  # of a run: to start, to drain, to read everything, to stop
 SPARE_S = 10.0  # of the budget, for a run that takes longer than that
@@ -42,11 +40,6 @@ class Cell:
         size = "" if self.replicas == 3 else f" x{self.replicas}"
         groups = "" if self.groups == 1 else f" g{self.groups}"
         return f"{self.workload} {'+'.join(self.nemeses) or 'none'}{size}{groups}"
-
-    def not_yet(self) -> str:
-        """Returns which feature of the product it waits for; empty if none."""
-        reasons = [FAULTS_NOT_YET.get(name, "") for name in self.nemeses]
-        return "; ".join(reason for reason in reasons if reason)
 
 
 @dataclass(frozen=True)
@@ -158,9 +151,6 @@ def run_matrix(
 def _run_cell(
     cell: Cell, seed: int, folder: Path, able: Capabilities, say: Callable[[str], None]
 ) -> CellResult:
-    missing = cell.not_yet()
-    if missing:
-        return CellResult(cell, NOT_AVAILABLE, 0.0, (missing,))
     options = RunOptions(
         workload=cell.workload,
         nemeses=list(cell.nemeses),
@@ -188,14 +178,11 @@ def _run_cell(
 
 
 def matrix_exit_code(results: Sequence[CellResult]) -> int:
-    """Returns 4 if a run was violated, else 5 if one is unknown, else 0.
-
-    A cell that waits for a feature of the product is listed, and counts as neither.
-    """
+    """Returns 4 if a run was violated, else 5 if one is unknown or there was none, else 0."""
     outcomes = {result.outcome for result in results}
     if Outcome.VIOLATED.value in outcomes:
         return 4
-    return 5 if Outcome.UNKNOWN.value in outcomes or not outcomes - {NOT_AVAILABLE} else 0
+    return 5 if Outcome.UNKNOWN.value in outcomes or not outcomes else 0
 
 
 def table(results: Sequence[CellResult]) -> list[tuple[str, ...]]:
@@ -245,8 +232,6 @@ def _write_junit(path: Path, tier: str, results: Sequence[CellResult]) -> None:
             suite, "testcase", {**attributes, "time": f"{result.seconds:.1f}"}
         )
         text = "; ".join(result.reasons)
-        if result.outcome == NOT_AVAILABLE:
-            ElementTree.SubElement(case, "skipped", message=text)
-        elif result.outcome != Outcome.VALID.value:
+        if result.outcome != Outcome.VALID.value:
             ElementTree.SubElement(case, "failure", message=f"{result.outcome}: {text}")
     ElementTree.ElementTree(suite).write(path, encoding="unicode")

@@ -468,8 +468,9 @@ class PopProcessor:
 
     def queues_grew(self, queues: Mapping[tuple[int, int], int]) -> None:
         """Notes queues, (topic id, queue id), that got messages: waiting pops look again soon."""
-        for topic_id, queue_id in queues:
-            self._wake_soon(topic_id, queue_id)
+        if len(self._polls):
+            for topic_id, queue_id in queues:
+                self._wake_soon(topic_id, queue_id)
 
     def acknowledged(self, topic: str) -> None:
         """Notes that less of a topic is out than before."""

@@ -411,6 +411,9 @@ class PullProcessor:
             size_bytes = sum(size for _, size in outcome.slices)
             count = outcome.message_count
             count_fetched(self._context, pull.group, pull.topic, count, size_bytes)
+            self._context.statistics.read_to(
+                pull.group, pull.topic_id, pull.queue_id, outcome.next_offset
+            )
         else:
             self._context.statistics.found_nothing()
         ext = {

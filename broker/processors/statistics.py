@@ -111,20 +111,25 @@ class StatisticsProcessor:
                 continue
             for queue_id in range(topic.read_queue_count):
                 queue = MessageQueue(name, self._context.config.broker_name, queue_id)
-                offsets[queue] = self._offsets(topic, queue_id, stored.get((name, queue_id)))
+                consumed = stored.get((name, queue_id))
+                offsets[queue] = self._offsets(group, topic, queue_id, consumed)
             flow = self._context.statistics.group(group, name)
             if flow is not None and names.group_of_retry_topic(name) is None:
                 consume_tps += flow.messages.minute(now_s).per_second
         return ConsumeStats(offsets=offsets, consume_tps=consume_tps)
 
-    def _offsets(self, topic: TopicConfig, queue_id: int, consumed: int | None) -> OffsetWrapper:
+    def _offsets(
+        self, group: str, topic: TopicConfig, queue_id: int, consumed: int | None
+    ) -> OffsetWrapper:
         offset_min, offset_max = self._context.store.queue_bounds(topic.topic_id, queue_id)
         position = offset_min if consumed is None else consumed
+        given = self._context.statistics.place(group, topic.topic_id, queue_id) or 0
         last_ms = self._reader.store_timestamp(topic.topic_id, queue_id, position - 1)
         return OffsetWrapper(
             broker_offset=offset_max,
             consumer_offset=position,
-            pull_offset=position,
+            # What lies between is in the hands of consumers.
+            pull_offset=min(max(position, given), max(position, offset_max)),
             last_timestamp_ms=last_ms or 0,
         )
 

@@ -1,4 +1,4 @@
-"""All nemeses by name, also those that cannot run yet, with the reason."""
+"""All nemeses by name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jepsen_tests.nemeses.clocks import ClockNemesis
 from jepsen_tests.nemeses.disks import DiskNemesis, PowerNemesis, RotNemesis
 from jepsen_tests.nemeses.limits import LimitNemesis
 from jepsen_tests.nemeses.links import LinkNemesis
+from jepsen_tests.nemeses.membership import MembershipNemesis
 from jepsen_tests.nemeses.mixes import MixNemesis
 from jepsen_tests.nemeses.partitions import ClientCutNemesis, IsolateNemesis, TopologyNemesis
 from jepsen_tests.nemeses.processes import KillNemesis, PauseNemesis
@@ -31,14 +32,12 @@ NEMESES: Mapping[str, type[Nemesis]] = {
         PowerNemesis,
         RotNemesis,
         LimitNemesis,
+        MembershipNemesis,
         MixNemesis,
     )
 }
 
-NOT_YET: Mapping[str, str] = {
-    "F13": "needs membership changes in the broker",
-}
-ALL_NAMES = tuple(f"F{number}" for number in range(1, 15))
+ALL_NAMES = tuple(sorted(NEMESES, key=lambda name: int(name[1:])))
 
 
 def parse_nemeses(text: str) -> list[str]:
@@ -62,11 +61,7 @@ def make_nemeses(
     usable: list[Nemesis] = []
     skipped: dict[str, str] = {}
     for name in names:
-        kind = NEMESES.get(name)
-        if kind is None:
-            skipped[name] = f"not available yet: {NOT_YET.get(name, 'not written')}"
-            continue
-        nemesis = kind()
+        nemesis = NEMESES[name]()
         reason = nemesis.unavailable(capabilities)
         if reason:
             skipped[name] = f"not available here: {reason}"

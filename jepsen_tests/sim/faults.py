@@ -347,6 +347,8 @@ class Chaos:
         damaged = [other for other in world.hosts.values() if other.damaged]
         if not host.damaged and 2 * (len(damaged) + 1) >= len(world.hosts):
             return
+        if world.outside:
+            return  # it would be the second that is not there
         if host.is_running:
             world.kill(host)
             world.restart_later(host, 0.3)

@@ -61,6 +61,7 @@ class Plan:
         retries: Producers send again after an unknown outcome (broker layer).
         features: What clients do beside (broker layer); see `jepsen_tests.sim.features`.
         append_bytes_max: Entries that a leader sends in one message.
+        changes_gap_s: Mean time between two changes of the group; 0: none (raft layer).
     """
 
     seed: int
@@ -80,6 +81,7 @@ class Plan:
     append_bytes_max: int = 1024 * 1024
     retries: bool = False
     features: tuple[str, ...] = ()
+    changes_gap_s: float = 0.0
 
 
 def make_plan(
@@ -115,4 +117,6 @@ def make_plan(
         append_bytes_max=random.choice((1_000, 20_000, 1024 * 1024)),
         retries=random.random() < 0.5,
         features=tuple(name for name in FEATURES if random.random() < 0.3),
+        # Of its own, so that a seed's other faults are what they were before.
+        changes_gap_s=Random(f"changes/{seed}").choice((0.0, 0.0, 1.0, 4.0)),
     )

@@ -119,10 +119,13 @@ def test_rates_of_topics_and_groups(tmp_path):
             answer = await client.call(RequestCode.GET_CONSUME_STATS, {"consumerGroup": "g"})
             stats = decode_consume_stats(answer.body)
             assert stats.consume_tps > 0
-            assert stats.offsets[MessageQueue("t", "broker-a", 0)].consumer_offset == 3
+            first = stats.offsets[MessageQueue("t", "broker-a", 0)]
+            assert (first.consumer_offset, first.pull_offset, first.broker_offset) == (3, 5, 5)
+            second = stats.offsets[MessageQueue("t", "broker-a", 1)]
+            assert (second.consumer_offset, second.pull_offset) == (0, 0)
             answer = await client.call(RequestCode.GET_BROKER_CONSUME_STATS, {"isOrder": "false"})
             body = json.loads(answer.body)
-            assert body["totalDiff"] == 2
+            assert (body["totalDiff"], body["totalInflightDiff"]) == (2, 2)
             assert list(body["consumeStatsList"][0]) == ["g"]
             assert body["brokerAddr"] == client.address
 

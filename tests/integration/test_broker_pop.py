@@ -212,6 +212,24 @@ def test_too_many_deliveries_end_among_the_dead_letters(tmp_path):
     with_broker(tmp_path, scenario)
 
 
+def test_a_dead_letter_without_room_for_its_story(tmp_path):
+    async def scenario(broker, client, popper):
+        group = json.dumps({"retryMaxTimes": 0, "groupName": "g"}).encode()
+        await client.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTION_GROUP, None, group)
+        properties = {f"p{number}": "x" * 8000 for number in range(4)}
+        answer = await client.send("t", b"fat", properties={**properties, "q": "x" * 500})
+        assert answer.code == 0, answer.remark
+        ((_, handle),) = await popper.pop()
+        assert await popper.change(handle, 0)
+        assert await popper.pop() == []
+        await eventually(lambda: broker.store.consumer_offset("g", "t", 0) == 1, "it is over")
+        (letter,) = iter_stored((await client.pull("%DLQ%g")).body)
+        assert letter.body == b"fat" and letter.properties["p3"] == "x" * 8000
+        assert "DLQ_ORIGIN_TOPIC" not in letter.properties
+
+    with_broker(tmp_path, scenario)
+
+
 def test_a_group_goes_from_pulling_to_popping_and_back(tmp_path):
     async def scenario(broker, client, popper):
         await send(client, *"abcdef")

@@ -8,11 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from jepsen_tests.hosts.capabilities import Backend, probe_capabilities
+from jepsen_tests.hosts.capabilities import (
+    Backend,
+    Capabilities,
+    choose_hosts,
+    probe_capabilities,
+)
+from jepsen_tests.hosts.shell import HarnessError
+
+ABILITIES = [field.name for field in fields(Capabilities) if field.type == "str"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,41 @@ def test_an_isolated_leader_costs_no_acknowledged_append(tmp_path: Path) -> None
     for name in ("history.jsonl", "verdict.json", "faults.json", "gaps.tsv", "timeline.html"):
         assert (folder / name).stat().st_size > 0
     assert "<svg" in (folder / "timeline.html").read_text(encoding="utf-8")
+
+
+def test_proxies_stand_in_for_namespaces_and_what_they_cannot_do_is_reported(
+    tmp_path: Path,
+) -> None:
+    more = ("--nemesis", "F1,F6", "--hosts", "proxy", "--time", "10", "--rate", "600", "--json")
+    done = subprocess.run(
+        command(tmp_path, *more), capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 5, done.stderr[-2000:] + done.stdout[-2000:]
+    result = json.loads(done.stdout)
+    # Nothing is wrong with what was seen, but not all that was asked for was done.
+    assert result["violations"] == []
+    assert result["skippedFaults"] == {"F6": "not available here: needs namespaces"}
+    assert result["unknownBecause"] == ["F6: not available here: needs namespaces"]
+    assert result["figures"]["faultsThatBit"] >= 1
+    assert result["figures"]["leaderChangesByFault"] >= 1
+    versions = json.loads(Path(result["folder"], "versions.json").read_text(encoding="utf-8"))
+    assert versions["machine"]["backend"] == "proxy"
+
+
+def test_hosts_that_cannot_be_made_are_refused_with_the_reason(tmp_path: Path) -> None:
+    able = Capabilities(**dict.fromkeys(ABILITIES, "no such luck"))
+    assert able.backend is Backend.PROXY
+    for wanted in ("netns", "user"):
+        with pytest.raises(HarnessError, match="no such luck"):
+            choose_hosts(able, wanted)
+    everything = Capabilities(**dict.fromkeys(ABILITIES, ""))
+    assert choose_hosts(everything, "auto").backend is Backend.NETNS_ROOT
+    assert choose_hosts(everything, "user").backend is Backend.NETNS_USER
+    assert choose_hosts(everything, "proxy").backend is Backend.PROXY
+    done = subprocess.run(
+        command(tmp_path, "--hosts", "moon"), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "no such hosts: moon" in done.stderr) == (2, True)
 
 
 @pytest.mark.usefixtures("hosts")

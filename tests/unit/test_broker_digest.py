@@ -13,8 +13,11 @@ from broker.commands import (
     encode_digest,
     encode_put_topic,
 )
+from broker.feature_commands import encode_feature
+from broker.pop_state import Ack, AckMessages, Part, PopMessages, RunKey
 from broker.state_machine import AppliedEffects, BrokerStateMachine, StateDivergedError
 from dledger.model import TopicConfig
+from store.state_rows import POP
 from store.state_store import StateStore
 
 
@@ -113,3 +116,22 @@ def test_one_that_is_not_remembered_is_not_judged(tmp_path: Path) -> None:
     replica = Replica(tmp_path)
     replica.apply(b"\x01", encode_digest(77, b"x" * 16))
     assert replica.store.applied_index == 2
+
+
+def test_what_comes_of_pops_counts(tmp_path: Path) -> None:
+    """A row that is missing on one replica shows itself with the next acknowledgement."""
+    replicas = [Replica(tmp_path / name) for name in "ab"]
+    part = Part("t", 0, -1, -1, 0, 2, 0, b"\3")
+    for replica in replicas:
+        pop = PopMessages("g", 1000, 10, "", [part])
+        replica.apply(encode_put_topic(TopicConfig(name="t")), encode_feature(pop))
+    assert replicas[0].digest == replicas[1].digest
+    with replicas[1].store.write() as batch:
+        for key, _ in batch.rows.scan(POP, b"r", limit=9):
+            batch.rows.delete(POP, key)
+    assert replicas[0].digest == replicas[1].digest
+    for replica in replicas:
+        ack = Ack("g", "t", 0, RunKey(0, 1000), b"\1")
+        replica.apply(encode_feature(AckMessages([ack])))
+    assert replicas[0].digest != replicas[1].digest
+    assert replicas[0].store.digest() != replicas[1].store.digest()
