@@ -267,11 +267,23 @@ def _say_status(status: ClusterStatus) -> None:
     )
     for group in status.groups:
         say_table(
-            ["replica", "role", "address", "raft", "pid", "commit", "applied", "durable", "log MB"],
+            [
+                "replica",
+                "role",
+                "member",
+                "address",
+                "raft",
+                "pid",
+                "commit",
+                "applied",
+                "durable",
+                "log MB",
+            ],
             [
                 [
                     replica.id,
                     replica.role or ("silent" if replica.alive else "down"),
+                    replica.member or "-",
                     replica.address,
                     replica.raft_address,
                     str(replica.pid or "-"),

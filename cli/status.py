@@ -28,6 +28,8 @@ class ReplicaStatus:
     Attributes:
         alive: Its process runs or it answers.
         role: `leader`, `follower` or `candidate`.
+        member: `voter`, or `learner` while it catches up.
+        incarnation: Which life of the replica this is; it grows when it is rebuilt.
         serving: It leads and has applied the first entry of its term: it takes writes.
     """
 
@@ -43,6 +45,8 @@ class ReplicaStatus:
     log_bytes: int | None = None
     term: int | None = None
     serving: bool = False
+    member: str | None = None
+    incarnation: int | None = None
 
     @property
     def answers(self) -> bool:
@@ -141,6 +145,8 @@ def ask_replica(question: ReplicaQuestion, timeout_s: float) -> ReplicaStatus:
         log_bytes=_number(table.get("logBytes")),
         term=_number(table.get("raftTerm")),
         serving=table.get("raftServing", "").lower() == "true",
+        member=table.get("raftMember"),
+        incarnation=_number(table.get("raftIncarnation")),
     )
 
 

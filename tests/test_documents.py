@@ -46,7 +46,7 @@ def test_named_workloads_and_faults_exist(document: Path) -> None:
 def test_readme_names_only_commands_that_exist() -> None:
     runner = CliRunner()
     commands = set(COMMAND.findall((ROOT / "README.md").read_text()))
-    assert ("topic", "create|list|show|delete|extend|order") in commands
+    assert any(name == "topic" and "create|list|show|delete" in parts for name, parts in commands)
     groups = {"topic", "consumer", "message", "dlq", "nameserver", "broker"}
     for command, subcommands in commands:
         for subcommand in subcommands.split("|") if command in groups else [""]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dledger.client.offsets import Offsets
 from dledger.client.session import ClientSession
+from dledger.client.versions import BrokerVersions
 from dledger.codes import RequestCode, ResponseCode
 from dledger.errors import BrokerResponseError, InvalidParameterError
 from dledger.model import ConsumeFrom, MessageQueue
-from dledger.remoting.bodies import decode_kv_table, decode_offset_table
+from dledger.remoting.bodies import decode_offset_table
 from dledger.remoting.headers import GetConsumerConnectionsHeader
 from dledger.remoting.reset_headers import ResetOffsetHeader
 
@@ -26,6 +27,7 @@ class OffsetResets:
     def __init__(self, session: ClientSession, offsets: Offsets) -> None:
         self._session = session
         self._offsets = offsets
+        self._versions = BrokerVersions(session)
 
     async def reset(
         self,
@@ -59,7 +61,7 @@ class OffsetResets:
         )
         moved: dict[MessageQueue, int] = {}
         for name in sorted(names):
-            if queue is not None and not await self._heeds_queues(name):
+            if queue is not None and await self._versions.is_before_5(name):
                 await self._check_offline(group, name)
                 moved.update(await self._commit(group, [queue], timestamp_ms, offset))
                 continue
@@ -93,14 +95,6 @@ class OffsetResets:
             await self._offsets.commit(group, queue, target)
             moved[queue] = target
         return moved
-
-    async def _heeds_queues(self, broker_name: str) -> bool:
-        """Whether the brokers of a group know resets of a single queue: ours, or from 5.0 on."""
-        response = await self._session.call_leader(broker_name, RequestCode.GET_BROKER_RUNTIME_INFO)
-        told = decode_kv_table(response.body)
-        return "raftServing" in told or not told.get("brokerVersionDesc", "").startswith(
-            ("V3", "V4")
-        )
 
     async def _check_offline(self, group: str, broker_name: str) -> None:
         header = GetConsumerConnectionsHeader(consumer_group=group)

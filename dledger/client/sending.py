@@ -20,6 +20,7 @@ from dledger.client.isolation import NO_ANSWER_S, Isolation
 from dledger.client.results import SendResult
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import ClientSession
+from dledger.client.versions import BrokerVersions
 from dledger.clock import Clock
 from dledger.codes import (
     AUTO_CREATE_TOPIC,
@@ -33,10 +34,12 @@ from dledger.codes import (
 from dledger.errors import (
     BrokerResponseError,
     DLedgerError,
+    MessageRejectedError,
     RemoteProtocolError,
     RequestTimeoutError,
     SendFailedError,
 )
+from dledger.message import get_property
 from dledger.model import MessageQueue, SendStatus
 from dledger.remoting.commands import Command
 from dledger.remoting.errors import response_error
@@ -49,6 +52,7 @@ STATUS = {
 }
 _NOT_LEADER_HINTS_MAX = 2  # believe so many hints in a row; then ask round instead
 _ATTEMPT_MIN_S = 0.2
+_TIMERS = (b"TIMER_DELAY_SEC", b"TIMER_DELAY_MS", b"TIMER_DELIVER_MS")
 
 
 @dataclass(slots=True)
@@ -114,6 +118,7 @@ class BatchSender:
         self._producer_id = producer_id
         self._sequences: dict[MessageQueue, int] = {}
         self._isolation = Isolation()
+        self._versions = BrokerVersions(session)
         self._plain: set[str] = set()  # broker names that do not recognise repetitions
         self._config = config
         self._group = group
@@ -133,6 +138,13 @@ class BatchSender:
                 instead of waiting for this group's next leader.
         """
         is_batch = len(batch) > 1 or bool(batch[0].keys)
+        # Looked for in the raw bytes first: hardly any message is delayed.
+        may_wait = not is_batch and b"TIMER_D" in batch[0].properties
+        if may_wait and await self._would_be_early(queue.broker_name, batch[0].properties):
+            error: DLedgerError = MessageRejectedError(
+                f"{queue.broker_name} knows delays by level only: set the property DELAY to 1..18"
+            )
+            return self._fail(batch, error)
         body = batch[0].body if len(batch) == 1 else encode_elements(batch)
         code = RequestCode.SEND_BATCH_MESSAGE if is_batch else RequestCode.SEND_MESSAGE_V2
         header = send_header(self._config, self._group, queue, batch, self._clock.wall_ms())
@@ -142,7 +154,7 @@ class BatchSender:
             header[EXT_SEQUENCE] = self._take_sequence(queue, total_messages(batch))
         may_leave = may_leave and not batch[0].pinned
         bound = False  # may be stored already: only the same again, at the same place
-        error: DLedgerError = RequestTimeoutError("no attempt could be made in time")
+        error = RequestTimeoutError("no attempt could be made in time")
         failures = hints = 0
         loop = asyncio.get_running_loop()
         # An attempt that cannot be answered in time would only make a refusal unknown.
@@ -208,6 +220,15 @@ class BatchSender:
             return False
         now_s = asyncio.get_running_loop().time()
         return not self._config.isolate_slow_groups or self._isolation.is_free(broker_name, now_s)
+
+    async def _would_be_early(self, broker_name: str, properties: bytes) -> bool:
+        """Whether a broker would overlook a message's delay and deliver it at once."""
+        if not any(get_property(properties, name) is not None for name in _TIMERS):
+            return False
+        try:
+            return await self._versions.is_before_5(broker_name)
+        except DLedgerError:
+            return False  # nobody answers now; ours and newer ones are by far the likelier
 
     def _take_sequence(self, queue: MessageQueue, count: int) -> int:
         first = self._sequences.get(queue, 0)

@@ -145,6 +145,10 @@ class Changes:
             raise NotLeaderError(leader, self._node.term)
         return await self._propose(changed, f"removing {replica_id}")
 
+    def is_settled(self) -> bool:
+        """Whether no change is under way, as far as this replica knows."""
+        return self._engine.is_settled()
+
     def advance(self) -> None:
         """Promotes a learner that has caught up, if nothing else is under way. On every tick."""
         configuration = self._engine.configuration()

@@ -24,7 +24,13 @@ from dledger.errors import (
     ReplicaReplacedError,
     StoreError,
 )
-from dledger.raft.configuration import CONFIGURATION_TYPE, Configuration, Member, decode_entry
+from dledger.raft.configuration import (
+    CONFIGURATION_TYPE,
+    MEMBERS_MAX,
+    Configuration,
+    Member,
+    decode_entry,
+)
 from dledger.raft.protocols import Identity, LogStorage, PeerPlace
 
 logger = logging.getLogger(__name__)
@@ -73,6 +79,7 @@ class Membership:
         Durability: a new identity is stored on return.
         """
         self._log = log
+        self._guests: dict[str, Member] = {}  # of configurations not known here yet
         data = log.members
         if data is None:
             self._stored = _Stored(
@@ -112,7 +119,9 @@ class Membership:
     def identity(self) -> Identity:
         """Who this replica is."""
         stored = self._stored
-        return Identity(stored.replica_id, stored.incarnation, stored.directory_id)
+        me = self.current.member(stored.replica_id)
+        address = "" if me is None else me.raft_address
+        return Identity(stored.replica_id, stored.incarnation, stored.directory_id, address)
 
     @property
     def current(self) -> Configuration:
@@ -141,13 +150,17 @@ class Membership:
         """Returns the other replicas of all configurations that may yet count.
 
         One that an uncommitted configuration removes is still heard: it may be the next leader,
-        whose log does not have that configuration.
+        whose log does not have that configuration. So is one of a configuration that this replica
+        is too far behind to know: it may be the leader that this replica gets it from.
         """
         found: dict[str, Member] = {}
         for configuration in self._all():
             for member in configuration.members:
                 if member.id != self._stored.replica_id:
                     found[member.id] = member
+        for guest in self._guests.values():
+            if guest.incarnation >= self.current.next_incarnation:
+                found[guest.id] = guest
         return dict(sorted(found.items()))
 
     def places(self) -> dict[str, PeerPlace]:
@@ -224,8 +237,11 @@ class Membership:
 
     # --- who may talk to us ---------------------------------------------------------------------
 
-    def admit(self, peer: Identity) -> None:
+    def admit(self, peer: Identity) -> bool:
         """Checks whether a replica that says this of itself may take part here.
+
+        Returns:
+            Whether it was not known: it belongs to a later configuration than those known here.
 
         Raises:
             ReplicaRemovedError: Its life in the group is over.
@@ -242,9 +258,7 @@ class Membership:
                     f"replica {peer.replica_id} (incarnation {peer.incarnation}) was removed from "
                     f"its group; its data is of no use any more: to bring it back, {HOW_TO_REBUILD}"
                 )
-            raise PeerRefusedError(
-                f"unknown replica {peer.replica_id!r} (incarnation {peer.incarnation})"
-            )
+            self._welcome(peer)
         met = self._stored.met.get(peer.replica_id)
         if met is None or met[0] != peer.incarnation:
             self._remember(peer)
@@ -254,6 +268,27 @@ class Membership:
                 "directory: it has voted and confirmed messages that it does not know any more; "
                 + HOW_TO_REBUILD
             )
+        return known is None or known.incarnation != peer.incarnation
+
+    def _welcome(self, peer: Identity) -> None:
+        """Takes in a replica whose incarnation was given out after what is known here."""
+        is_later = peer.incarnation >= self.current.next_incarnation and peer.raft_address
+        if not is_later or len(self._guests) >= MEMBERS_MAX:
+            raise PeerRefusedError(
+                f"unknown replica {peer.replica_id!r} (incarnation {peer.incarnation})"
+            )
+        self._guests = {
+            name: guest
+            for name, guest in self._guests.items()
+            if guest.incarnation >= self.current.next_incarnation
+        }
+        self._guests[peer.replica_id] = Member(
+            id=peer.replica_id,
+            number=0,
+            incarnation=peer.incarnation,
+            raft_address=peer.raft_address,
+            is_voter=False,
+        )
 
     def _remember(self, peer: Identity) -> None:
         names = self.peers()

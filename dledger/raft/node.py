@@ -453,7 +453,8 @@ class RaftNode(SnapshotHost):
 
     def admit(self, peer: Identity) -> None:
         """Checks whether a replica may talk to this one; see `Membership.admit`."""
-        self._membership.admit(peer)
+        if self._membership.admit(peer):
+            self._engine.peers_changed()
 
     def on_refused(self, peer_id: str, error: DLedgerError) -> None:
         """Stops for good if a peer knows that this replica must not take part any more."""

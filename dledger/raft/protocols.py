@@ -196,11 +196,13 @@ class Identity(NamedTuple):
         replica_id: Its name.
         incarnation: Which life of it.
         directory_id: Of its data directory: a random number made with it.
+        raft_address: Where it is reached; empty if it was not told.
     """
 
     replica_id: str
     incarnation: int = 0
     directory_id: str = ""
+    raft_address: str = ""
 
 
 class PeerPlace(NamedTuple):

@@ -68,6 +68,10 @@ class Roster(SyncObj):  # type: ignore[misc]
         """Returns the other voters."""
         return [peer_id for peer_id, peer in self._targets.items() if self._counts(peer)]
 
+    def peers_changed(self) -> None:
+        """Takes note of a peer that the configurations known here do not name yet."""
+        self._members_changed()
+
     def is_settled(self) -> bool:
         """Whether no change of the configuration is under way."""
         return self._membership.is_settled

@@ -214,6 +214,7 @@ class TcpTransport:
             "from": own.replica_id,
             "incarnation": own.incarnation,
             "directory": own.directory_id,
+            "raft_address": own.raft_address,
             "to": peer_id,
             "to_incarnation": place.incarnation,
         }
@@ -242,16 +243,17 @@ class TcpTransport:
         for name, value in expected.items():
             if hello.get(name) != value:
                 raise ProtocolError(f"hello with {name} {hello.get(name)!r}, expected {value!r}")
-        peer = (hello.get("from"), hello.get("incarnation"), hello.get("directory"))
-        peer_id, incarnation, directory_id = peer
+        names = ("from", "incarnation", "directory", "raft_address")
+        peer_id, incarnation, directory_id, raft_address = peer = [hello.get(n) for n in names]
         if (
             not isinstance(peer_id, str)
             or not isinstance(incarnation, int)
             or not isinstance(directory_id, str)
             or len(directory_id) > DIRECTORY_ID_CHARS_MAX
+            or not isinstance(raft_address, str)
         ):
             raise ProtocolError(f"hello from {peer!r}")
-        self._require().admit(Identity(peer_id, incarnation, directory_id))
+        self._require().admit(Identity(peer_id, incarnation, directory_id, raft_address))
         own = self._require().identity
         if hello.get("to_incarnation") != own.incarnation:
             raise PeerRefusedError(f"{own.replica_id} is of incarnation {own.incarnation} by now")

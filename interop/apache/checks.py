@@ -340,20 +340,26 @@ async def delay_any(place: Place) -> None:
     await place.create()
     async with place.producer() as producer:
         sent = time.time()
-        result = await producer.send(Message(place.topic, b"x"), delay=2.5)
+        try:
+            await producer.send(Message(place.topic, b"x"), delay=2.5)
+        except errors.MessageRejectedError as error:
+            raise Different(
+                "no: our client refuses to send it, as it would be delivered at once; use levels"
+            ) from error
         seen, handle = collector()
         async with consuming(place.consumer(), handle):
             await until(lambda: seen, "the message")
-    if time.time() - sent < 2.4:
-        assert not result.recall_handle
-        raise Different("no: delivered at once, silently; use levels")
+    assert time.time() - sent >= 2.4, "early"
 
 
 async def recall(place: Place) -> None:
     """Recall of a delayed message"""
     await place.create()
     async with place.producer() as producer:
-        result = await producer.send(Message(place.topic, b"x"), delay=3)
+        try:
+            result = await producer.send(Message(place.topic, b"x"), delay=3)
+        except errors.MessageRejectedError as error:
+            raise Different("no, nor any delay but levels") from error
         if not result.recall_handle:
             raise Different("no: results have no recall handle")
         await producer.recall(result.recall_handle)
@@ -678,11 +684,13 @@ async def seek(place: Place) -> None:
     if place.is_ours:
         assert (before, by_time) == (None, 3)
     else:
-        assert before == 0
+        assert before in (0, None)  # None since 5.0
         assert by_time in (2, 3)  # 4.9 takes the nearest message, be it an earlier one
         nearest = (
             "" if by_time == 3 else "; a time finds the nearest message, perhaps an earlier one"
         )
+        if before is None and by_time == 3:
+            return
         raise Different(
             "yes; a queue never read before has the committed offset 0, not None, as long as its "
             f"beginning is in memory: `consume_from` does not apply then{nearest}"
@@ -749,7 +757,8 @@ async def move_one_queue(place: Place) -> None:
             await admin.move_offset(place.group, queue, 1)
         progress = await admin.consumer_progress(place.group, place.topic)
         if not online:
-            assert [p.consumer_offset for p in progress] == [2, 2, 1, 2]
+            offsets = [p.consumer_offset for p in progress]
+            assert offsets == [2, 2, 1, 2], offsets
             raise Different(
                 "yes, while no member is online (before 5.0 they would move all queues)"
             )

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from dledger import Admin, DLedgerError
+
 HERE = Path(__file__).parent
 JARS = HERE / ".jars"
 OPENED = ("java.base/sun.nio.ch", "java.base/java.nio", "java.base/jdk.internal.ref")
@@ -101,6 +103,7 @@ class Servers:
         try:
             self.start("namesrv", "org.apache.rocketmq.namesrv.NamesrvStartup", "128m")
             self.start("broker", "org.apache.rocketmq.broker.BrokerStartup", "512m")
+            self.wait_registered()
         except BaseException:
             self.close()
             raise
@@ -140,6 +143,18 @@ class Servers:
             if self.processes[name].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} does not start:\n{output.read_text()[-2000:]}")
             time.sleep(0.05)
+
+    def wait_registered(self) -> None:
+        """On a busy machine the first registration may fail; the next follows after 30 s."""
+        deadline = time.monotonic() + READY_S
+        with Admin(nameserver=self.nameserver) as admin:
+            while True:
+                with contextlib.suppress(DLedgerError):
+                    if admin.cluster().brokers:
+                        return
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the broker does not register")
+                time.sleep(0.1)
 
     def crash(self) -> None:
         """kill -9 of the broker; starts it again."""

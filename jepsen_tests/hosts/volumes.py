@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from jepsen_tests.hosts.shell import HarnessError, run_tool, try_tool
 
 IMAGE_BYTES = 768 * 1024 * 1024
 _BALLAST = "ballast"
+_BUSY_S = 2.0  # for what a killed process still holds
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -67,7 +69,7 @@ class ImageVolumes:
         self._ram = directory
         directory.mkdir(parents=True, exist_ok=True)
         run_tool(["mount", "-t", "tmpfs", "tmpfs", str(directory)])
-        clean_up.add("tmpfs", lambda: run_tool(["umount", str(directory)]))
+        clean_up.add("tmpfs", lambda: unmount(directory))
         for replica in replicas:
             image = self._image(replica)
             with image.open("wb") as file:
@@ -170,11 +172,23 @@ class ImageVolumes:
 
     def _unmount(self, replica: str) -> None:
         point = self.mount_point(replica)
-        if not os.path.ismount(point):
+        if os.path.ismount(point):
+            unmount(point)
+
+
+def unmount(point: Path) -> None:
+    """Unmounts; something busy there gets a moment to end, then loses it without a goodbye.
+
+    Raises:
+        HarnessError: It is still mounted.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while (reason := try_tool(["umount", str(point)])) is not None:
+        if time.monotonic() >= deadline:
+            if try_tool(["umount", "-l", str(point)]) is not None:
+                raise HarnessError(reason)
             return
-        reason = try_tool(["umount", str(point)])
-        if reason is not None and try_tool(["umount", "-l", str(point)]) is not None:
-            raise HarnessError(reason)
+        time.sleep(0.05)
 
 
 def remove_tree(path: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,8 @@ def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = No
 
         CONTROLS[job.control].plant(settings)
     plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
+    if job.control is not None:
+        plan = replace(plan, changes_gap_s=0.0)  # what finds them is stated for these plans
     return run_plan(plan, settings)
 
 

@@ -282,9 +282,9 @@ class Chaos:
         await self._beats(9.0, 20.0)
         new = world.leader()
         if new is not None and new is not leader:
-            world.flood(new, random.choice((0, 5, 60)))
+            world.flood(new, random.choice((0, 5, 60, 60)))
             await self._beats(0.5, 4.0)
-        if random.random() < 0.5:
+        if random.random() < 0.7:
             for host in world.hosts.values():
                 if host.name not in minority and serves(host):
                     host.app.compact(0)
@@ -347,6 +347,8 @@ class Chaos:
         damaged = [other for other in world.hosts.values() if other.damaged]
         if not host.damaged and 2 * (len(damaged) + 1) >= len(world.hosts):
             return
+        if world.outside:
+            return  # it would be the second that is not there
         if host.is_running:
             world.kill(host)
             world.restart_later(host, 0.3)

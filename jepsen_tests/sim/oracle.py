@@ -40,6 +40,11 @@ class Oracle:
         self.elections = 0
         self.installations = 0
 
+    def forget(self, replica: str) -> None:
+        """A replica has begun anew, with nothing and as somebody else."""
+        for known in (self._logs, self._held, self._installed, self._truncating, self._terms):
+            known.pop(replica, None)
+
     def violated(self, rule: str, text: str) -> None:
         """Notes a violation; the first ones tell the story."""
         if len(self.violations) < 20:

@@ -27,11 +27,13 @@ from jepsen_tests.sim.list_snapshots import (
 from jepsen_tests.sim.world import World, definite
 from store.commit_log import CommitLog
 from store.config import StoreConfig
+from store.simulated_files import PowerLossError
 
 QUEUE = "log"
 COMMAND = b"\x10"
 RAFT_PORT = 10_912
 OPERATION_TIMEOUT_S = 6.0
+FLOOD_BODY_BYTES = 1_500  # a flood fills a segment, so that compaction has something to drop
 DIRECTORY = Path("/data/log")
 
 
@@ -83,7 +85,12 @@ class RaftServer:
 
     def compact(self, keep: int) -> int:
         """Takes a snapshot and drops what it makes dispensable; how many segments went."""
-        return 0 if self.snapshots is None else self.snapshots.compact(keep)
+        if self.snapshots is None:
+            return 0
+        try:
+            return self.snapshots.compact(keep)
+        except PowerLossError:  # its crash point was reached here
+            return 0
 
     async def run(self) -> None:
         """Opens the log, joins the group, and runs until something fatal."""
@@ -134,9 +141,13 @@ class RaftServer:
             ),
             random,
         )
+        joining: Configuration | None = getattr(host, "joining", None)
+        bootstrap_ = joining or self.first_configuration()
+        me = bootstrap_.member(host.name)
         return self.node_class(
             replica_id=host.name,
-            bootstrap=self.first_configuration(),
+            bootstrap=bootstrap_,
+            incarnation=0 if me is None else me.incarnation,
             config=world.raft_config(),
             log=log,
             machine=self.machine,  # type: ignore[arg-type]
@@ -153,7 +164,10 @@ class RaftServer:
         names = [f"r{number}" for number in range(self.world.plan.replicas)]
         members = [
             Member(
-                id=name, number=number, raft_address=f"{self.world.hosts[name].address}:{RAFT_PORT}"
+                id=name,
+                number=number,
+                address=f"{self.world.hosts[name].address}:{RAFT_PORT}",
+                raft_address=f"{self.world.hosts[name].address}:{RAFT_PORT}",
             )
             for number, name in enumerate(names)
         ]
@@ -211,7 +225,7 @@ class RaftClients:
 
     def flood(self, host: Host, count: int) -> None:
         """Lets a replica that says it leads have many appends at once, each of another client."""
-        size = self._world.plan.body_bytes // 2
+        size = max(self._world.plan.body_bytes // 2, FLOOD_BODY_BYTES)
         for _ in range(count):
             process = self.process()
             work = self.append(host, process, make_value(process, 1), size)

@@ -17,6 +17,7 @@ from dledger.raft.engine import Engine
 from jepsen_tests.history import Record
 from jepsen_tests.sim.faults import Chaos
 from jepsen_tests.sim.loop import SimulationStuckError, VirtualLoop, run_virtual
+from jepsen_tests.sim.operating import Operator
 from jepsen_tests.sim.oracle import Violation
 from jepsen_tests.sim.plan import Plan
 from jepsen_tests.sim.raft_layer import RaftClients, RaftServer
@@ -42,6 +43,7 @@ class Settings:
     clients_class: type[Any] | None = None
     ignores_sync: bool = False
     surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
+    operator_class: type[Operator] = Operator
     write_trace: Callable[[str], None] | None = None
 
 
@@ -142,8 +144,17 @@ async def _phases(world: World, clients: Any, settings: Settings) -> None:
     until = loop.time() + plan.seconds
     chaos = Chaos(world, Random(f"chaos/{plan.seed}"))
     breaking = asyncio.ensure_future(chaos.run(until))
+    operator = settings.operator_class(world, Random(f"operator/{plan.seed}"))
+    is_operated = (
+        plan.changes_gap_s > 0
+        and settings.layer == "raft"
+        and issubclass(settings.server_class or RaftServer, RaftServer)
+    )
+    changing = asyncio.ensure_future(operator.run(until)) if is_operated else None
     await clients.run(until)
     await breaking
+    if changing is not None:
+        await changing
     world.phase("heal")
     world.heal()
     healed = loop.time()
@@ -152,8 +163,13 @@ async def _phases(world: World, clients: Any, settings: Settings) -> None:
     await clients.prove_progress(loop.time() + PROGRESS_BOUND_S)
     if clients.progress_at < healed:
         raise LivenessError(f"nothing acknowledged within {PROGRESS_BOUND_S} s after healing")
+    settle = getattr(clients, "settle", None)
+    if settle is not None:
+        await settle()
+    if is_operated:
+        await operator.finish()
     await world.wait("all replicas are equal", world.converged, CONVERGE_BOUND_S)
-    if settings.layer == "raft" and not plan.weights:
+    if settings.layer == "raft" and not plan.weights and not is_operated:
         check_traffic(world)
     world.phase("final")
     final = clients.final_reads()

@@ -8,7 +8,13 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, Protocol
 
-from dledger.errors import CorruptRecordError, DiskFullError, InvariantError, StoreError
+from dledger.errors import (
+    CorruptRecordError,
+    DiskFullError,
+    InvariantError,
+    ReplicaRemovedError,
+    StoreError,
+)
 from dledger.raft.config import RaftConfig
 from dledger.raft.engine import Engine
 from jepsen_tests.history import Fault, Note, Phase, Record
@@ -75,6 +81,7 @@ class World:
         self.start_s = loop.time()
         self.oracle = Oracle(loop, self.start_s, plan.replicas)
         self.history: list[Record] = []
+        self.outside: set[str] = set()  # who is removed, or not a voter again yet
         self.hosts: dict[str, Host] = {}
         self._make_server = make_server
         self._fault_id = 0
@@ -137,7 +144,10 @@ class World:
         if host.incarnation != incarnation or not host.is_running:
             return
         self.trace.note(host.name, f"ended: {type(error).__name__}: {error}")
-        if isinstance(error, CorruptRecordError) and host.damaged:
+        if isinstance(error, ReplicaRemovedError) and self.plan.changes_gap_s:
+            host.refused = str(error)
+            self.outside.add(host.name)
+        elif isinstance(error, CorruptRecordError) and host.damaged:
             host.refused = str(error)
         elif isinstance(error, DiskFullError):
             pass

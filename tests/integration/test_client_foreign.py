@@ -15,7 +15,12 @@ from dledger.client.producer import AsyncProducer
 from dledger.client.push_consumer import AsyncPushConsumer
 from dledger.client.sync import PushConsumer
 from dledger.codes import RequestCode, ResponseCode
-from dledger.errors import BrokerResponseError, ClientClosedError, InvalidParameterError
+from dledger.errors import (
+    BrokerResponseError,
+    ClientClosedError,
+    InvalidParameterError,
+    MessageRejectedError,
+)
 from dledger.message import Message
 from dledger.model import ConsumeFrom, MessageQueue
 from dledger.remoting.bodies import encode_kv_table
@@ -95,6 +100,26 @@ def test_a_broker_that_overlooks_the_queue_is_never_asked_to_move_one():
         async with foreign(version="V5_1_4") as (_, replica, admin):
             await admin.move_offset("g", queue(1), 2)
             assert RequestCode.INVOKE_BROKER_TO_RESET_OFFSET in replica.requests
+
+    asyncio.run(main())
+
+
+def test_a_delay_that_a_broker_would_overlook_is_refused_and_nothing_sent():
+    async def main():
+        for version, refuses in (("V4_9_4", True), ("V5_1_4", False)):
+            async with (
+                foreign(version=version) as (cluster, replica, _),
+                AsyncProducer("p", nameserver=cluster.nameserver) as producer,
+            ):
+                sends = replica.requests.count(RequestCode.SEND_MESSAGE_V2)
+                if refuses:
+                    with pytest.raises(MessageRejectedError, match="DELAY"):
+                        await producer.send(Message("t", b"x"), delay=7)
+                else:
+                    await producer.send(Message("t", b"x"), delay=7)
+                sent = replica.requests.count(RequestCode.SEND_MESSAGE_V2) - sends
+                assert sent == (0 if refuses else 1)
+                await producer.send(Message("t", b"x", properties={"DELAY": "3"}))
 
     asyncio.run(main())
 

@@ -220,7 +220,7 @@ def test_the_directory_knows_whose_it_is() -> None:
     log = log_with(0)
     membership(log, incarnation=2)
     # What is asked for later does not count: the directory does.
-    assert membership(log).identity == Identity("a", 2, "directory-a")
+    assert membership(log).identity == Identity("a", 2, "directory-a", "127.0.0.1:1")
     with pytest.raises(StoreError, match="belongs to replica a, not to b"):
         membership(log, "b")
     log.members = b"garbage"
@@ -256,6 +256,20 @@ def test_strangers_the_removed_and_those_not_known_yet() -> None:
     found.admit(Identity("b", 1, "new"))
     with pytest.raises(ReplicaRemovedError):
         found.admit(Identity("b", 0, "directory-b"))
+
+
+def test_one_of_a_later_configuration_is_heard_and_dropped_once_that_is_known() -> None:
+    found = membership(log_with(0, 1))
+    assert not found.admit(Identity("b", 0, "directory-b", "h:2"))
+    for peer in (Identity("b", 1, "new", "h:4"), Identity("x", 2, "directory-x", "h:6")):
+        assert found.admit(peer)
+        assert not found.admit(peer)
+        assert found.places()[peer.replica_id] == (peer.incarnation, peer.raft_address)
+    assert found.is_settled
+    assert found.current == THREE  # they do not count
+    later = THREE.without("b").with_learner("b", "h:3", "h:4").with_learner("x", "h:5", "h:6")
+    found.append(later.without("x").placed(3, 1))
+    assert list(found.peers()) == ["b", "c"]
 
 
 def test_who_is_fenced_stays_fenced() -> None:

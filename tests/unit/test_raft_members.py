@@ -355,6 +355,38 @@ def test_a_rebuilt_replica_is_somebody_else_and_whole() -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_one_that_is_too_far_behind_hears_a_leader_that_it_cannot_know(is_new: bool) -> None:
+    """Found by the simulation (seed 1033): it refused the only one that could tell it more."""
+
+    async def main() -> None:
+        group = RaftGroup(5)
+        await group.start()
+        await group.put(b"before")
+        await group.converged()
+        behind = follower_of(group, await group.serving_leader())
+        group.crash(behind)
+        first = (await group.serving_leader()).replica_id
+        rebuilt = next(name for name in group.ids if name not in (behind, first))
+        group.crash(rebuilt)
+        await change(group, "remove", rebuilt)
+        await add(group, rebuilt)
+        await voter(group, rebuilt)
+        await add(group, "r5")
+        await voter(group, "r5")
+        leader = "r5" if is_new else rebuilt
+        await (await group.serving_leader()).transfer_leadership(leader)
+        await group.wait(lambda: group.nodes[leader].is_serving)
+        await group.start([behind])
+        await group.put(b"led by " + leader.encode())
+        await group.converged()
+        assert group.nodes[behind].configuration.member("r5") is not None
+        assert not group.fatal
+        await group.stop()
+
+    run_virtual(main())
+
+
 class CountsByTheOldConfiguration(Engine):
     """What must not be: a change of the group does not change who counts."""
 

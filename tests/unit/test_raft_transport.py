@@ -197,6 +197,7 @@ def test_a_newer_connection_replaces_the_older() -> None:
                 "from": "b",
                 "incarnation": 0,
                 "directory": "directory-b",
+                "raft_address": "127.0.0.1:1",
                 "to": "a",
                 "to_incarnation": 0,
             }
