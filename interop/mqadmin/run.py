@@ -107,6 +107,7 @@ class Tool:
 
     def __init__(self, class_path: str, nameserver: str, directory: Path) -> None:
         self._nameserver = nameserver
+        self._directory = directory  # some commands write files to where they are
         self._line = ["java", "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
         self._line += [f"-Drocketmq.home.dir={HERE / 'home'}", f"-Duser.home={directory}"]
         self._line += ["-cp", class_path, "org.apache.rocketmq.tools.command.MQAdminStartup"]
@@ -115,7 +116,7 @@ class Tool:
         """Runs one command."""
         line = [*self._line, *case.arguments, "-n", self._nameserver]
         with subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self._directory
         ) as process:
             if process.stdout is None:
                 raise SystemExit("no pipe")
