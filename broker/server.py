@@ -476,7 +476,7 @@ class Broker:
         shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
         registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
-        parts = (registrar, shared, timers, *popping_parts)
+        parts = (registrar, shared, timers, clients, *popping_parts)
         for listener in (lock_clock, transactions, forwarder, *parts, self):
             raft.add_listener(listener)
         self._dispatcher = dispatcher

@@ -59,6 +59,8 @@ def sim(
         return
     if control is not None and control not in CONTROLS:
         raise CommandError(f"no control {control}; try --control list", ExitCode.USAGE)
+    if control is not None:
+        layer = CONTROLS[control].layer
     job = Job(
         first=first,
         seeds=seeds,

@@ -52,12 +52,15 @@ HEARTBEAT_BYTES_MAX = 1024 * 1024
 # Joins and leaves within this time are told together.
 NOTIFY_DELAY_S = 0.02
 # Go and Java 4.9 wait for the answer to a pull for 30 s, also when its connection is gone. A member
-# that does not find itself in the list of members gives its queues back; when it does again, it
-# takes them anew, and pulls anew. So, when a leader has died, others than our own clients are shown
-# a list without members for this long. It costs what any rebalance costs: what a member was working
-# on comes again.
+# that does not find itself among the members gives its queues back; when it does again, it takes
+# them anew, and pulls anew. So, when a leader has died, such clients are shown a list without
+# members for this long. It costs what any rebalance costs: what a member works on comes again.
 RELEASE_S = 0.5
+# A member asks the leader of any of its broker groups, and the others know of nothing: again, then.
+RELEASE_REMINDERS = 3
 _NOBODY = "nobody"
+# The first version known to give up what waits on a connection that is gone.
+_JAVA_GIVES_UP = 479
 
 
 class NobodyOnlineError(RequestError):
@@ -82,8 +85,9 @@ class ClientProcessor:
         self._fingerprints: dict[int, int] = {}
         self._changed: set[str] = set()
         self._asked = 0
+        self._leader_before = ""
         self._released: set[str] = set()
-        self._take_back_timer: asyncio.TimerHandle | None = None
+        self._reminder: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def heartbeat(self, connection: Connection, command: Command) -> None:
@@ -150,7 +154,7 @@ class ClientProcessor:
         """
         header = command.header(GetConsumerListHeader)
         ids = self._context.clients.client_ids(header.consumer_group)
-        if header.consumer_group in self._released and command.language != LANGUAGE:
+        if header.consumer_group in self._released and _waits_in_vain(command):
             ids = [_NOBODY]
         if not ids:
             raise NobodyOnlineError(f"no consumer for this group, {header.consumer_group}")
@@ -249,19 +253,32 @@ class ClientProcessor:
         for group in self._context.clients.expire(self._now_ms()):
             self._notify_later(group)
 
+    # --- RaftListener -----------------------------------------------------------------------
+
+    def on_serving(self, term: int) -> None:
+        """Does nothing: the broker calls `notify_all` when it is ready for it."""
+
+    def on_stopped_serving(self) -> None:
+        """Does nothing: what is due is left out when this replica does not serve."""
+
+    def on_leader_changed(self, leader_id: str | None, term: int) -> None:
+        """Remembers who led before this replica."""
+        if leader_id is not None and leader_id != self._context.config.replica_id:
+            self._leader_before = leader_id
+
+    # --- changes of members -----------------------------------------------------------------
+
     def notify_all(self) -> None:
         """Lets the members of all groups look at one another anew, under a new leader.
 
         Who joined or left while there was none has not been told to anybody.
         """
         groups = self._context.clients.consumer_groups()
-        progress = self._context.raft.peer_progress().values()
-        if not all(peer["connected"] for peer in progress):
-            # The leader before us died, most likely, and with it the pulls that were parked there.
+        before = self._context.raft.peer_progress().get(self._leader_before)
+        if before is not None and not before["connected"]:
+            # The leader before us is gone, and with it the pulls that were parked there.
             self._released = {group for group in groups if not self._is_ordered(group)}
-            if self._released:
-                loop = asyncio.get_running_loop()
-                self._take_back_timer = loop.call_later(RELEASE_S, self._take_back)
+            self._remind(RELEASE_REMINDERS)
         for group in groups:
             self._notify_later(group)
 
@@ -274,9 +291,9 @@ class ClientProcessor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._take_back_timer is not None:
-            self._take_back_timer.cancel()
-            self._take_back_timer = None
+        if self._reminder is not None:
+            self._reminder.cancel()
+            self._reminder = None
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -285,11 +302,16 @@ class ClientProcessor:
         prefix = group_prefix(group.encode())
         return any(True for _ in self._context.store.rows.scan(LOCKS, prefix, limit=1))
 
-    def _take_back(self) -> None:
-        self._take_back_timer = None
-        released, self._released = self._released, set()
-        for group in sorted(released):
+    def _remind(self, left: int) -> None:
+        self._reminder = None
+        for group in sorted(self._released):
             self._notify_later(group)
+        if left == 0:
+            self._released = set()
+        elif self._released:
+            loop = asyncio.get_running_loop()
+            pause_s = RELEASE_S / RELEASE_REMINDERS
+            self._reminder = loop.call_later(pause_s, self._remind, left - 1)
 
     def _register_consumer(
         self,
@@ -350,6 +372,12 @@ class ClientProcessor:
 
     def _now_ms(self) -> int:
         return int(self._context.clock.monotonic() * 1000)
+
+
+def _waits_in_vain(command: Command) -> bool:
+    """Whether the asking client waits for answers on a connection that is gone."""
+    gives_up = command.language == "JAVA" and command.version >= _JAVA_GIVES_UP
+    return command.language != LANGUAGE and not gives_up
 
 
 def _check_heartbeat(heartbeat: HeartbeatData) -> None:

@@ -28,6 +28,7 @@ from dledger.message import (
     Message,
     Property,
     ReceivedMessage,
+    UniqueKeyGenerator,
     decode_stored,
     parse_offset_message_id,
 )
@@ -90,6 +91,7 @@ class AsyncTransactionProducer:
         nameserver: str | Sequence[str] | None = None,
         config: ProducerConfig | None = None,
         clock: Clock | None = None,
+        unique_keys: UniqueKeyGenerator | None = None,
     ) -> None:
         """Checks the arguments; connects to nothing.
 
@@ -99,13 +101,15 @@ class AsyncTransactionProducer:
                 its real topic. May be asked several times, for transactions of other processes, and
                 while the local transaction still runs: then the answer is `UNKNOWN`. An exception
                 counts as `UNKNOWN`.
-            nameserver, config, clock: As `AsyncProducer`.
+            nameserver, config, clock, unique_keys: As `AsyncProducer`.
 
         Raises:
             ConfigError, InvalidParameterError: An argument is wrong.
         """
         self._checker = checker
-        self._producer = AsyncProducer(group, nameserver=nameserver, config=config, clock=clock)
+        self._producer = AsyncProducer(
+            group, nameserver=nameserver, config=config, clock=clock, unique_keys=unique_keys
+        )
         self._session = self._producer.session
         self._session.request_handlers[RequestCode.CHECK_TRANSACTION_STATE] = self._asked
         self._checks: set[asyncio.Task[None]] = set()

@@ -223,8 +223,9 @@ async function retryDlq(setting) {
   const tries = [];
   await setting.consume('*', async message => {
     tries.push(message.body.toString() + message.reconsumeTimes);
+    // Of a message that came again the client takes only an exception for a failure.
     if (message.body.toString() === 'never' || message.reconsumeTimes === 0) {
-      return Consumer.ACTION_RETRY;
+      throw new Error('not this time');
     }
   }, { maxReconsumeTimes: 1 });
   const producer = await setting.producer();

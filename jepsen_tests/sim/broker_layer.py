@@ -18,7 +18,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from broker.config import BrokerConfig, LimitsSection, ReplicaConfig, StoreSection, TimingSection
+from broker.config import (
+    BrokerConfig,
+    LimitsSection,
+    ReplicaConfig,
+    StoreSection,
+    TimingSection,
+    TransactionsSection,
+)
 from broker.context import BrokerContext
 from broker.maintenance import InlineMaintenance
 from broker.server import Broker
@@ -32,6 +39,7 @@ from dledger.message import Message, UniqueKeyGenerator, decode_stored
 from dledger.model import MessageQueue
 from dledger.raft.node import RaftNode
 from jepsen_tests.history import Append, Read, Value, make_value, queue_name
+from jepsen_tests.sim.features import KINDS
 from jepsen_tests.sim.host import Host, SimulatedSyncWorker
 from jepsen_tests.sim.loop import HostClock, Process
 from jepsen_tests.sim.raft_layer import Listener
@@ -185,6 +193,7 @@ def broker_config(world: World, host: Host) -> BrokerConfig:
         ),
         limits=LimitsSection(),
         timing=TimingSection(),
+        transactions=TransactionsSection(immunity_s=2.0, check_interval_s=2.0),
     )
 
 
@@ -198,23 +207,30 @@ class Client:
         self.process = Process(world.loop, name, name)
         self.clock = HostClock(world.loop)
         self.random = Random(f"client/{world.plan.seed}/{number}")
-        session = SessionConfig(client_id=f"{name}@1#0", heartbeat_s=5.0, route_poll_s=5.0)
-        nameserver = f"{NAMESERVER}:{NAMESERVER_PORT}"
+        self.nameserver = f"{NAMESERVER}:{NAMESERVER_PORT}"
+        self.session = self.session_named("0")
+        self.producer_config = producer_config(self.session, retries=world.plan.retries)
+        self.unique_keys = UniqueKeyGenerator(
+            self.clock, pid=number, ip="10.0.2.1", random_bytes=self.random.randbytes
+        )
         self.producer = AsyncProducer(
             "sim-producers",
-            nameserver=nameserver,
-            config=producer_config(session),
+            nameserver=self.nameserver,
+            config=self.producer_config,
             clock=self.clock,
-            unique_keys=UniqueKeyGenerator(
-                self.clock, pid=number, ip="10.0.2.1", random_bytes=self.random.randbytes
-            ),
+            unique_keys=self.unique_keys,
         )
         self.consumer = AsyncPullConsumer(
             "sim-consumers",
-            nameserver=nameserver,
-            config=PullConsumerConfig(session=session),
+            nameserver=self.nameserver,
+            config=PullConsumerConfig(session=self.session),
             clock=self.clock,
         )
+
+    def session_named(self, name: str) -> SessionConfig:
+        """Returns the settings of a session that the seed names."""
+        client_id = f"{self.process.name}@1#{name}"
+        return SessionConfig(client_id=client_id, heartbeat_s=5.0, route_poll_s=5.0)
 
     async def start(self) -> None:
         """Starts both."""
@@ -222,12 +238,12 @@ class Client:
         await self.consumer.start()
 
 
-def producer_config(session: SessionConfig) -> ProducerConfig:
-    """Returns the producers' settings: an attempt of unknown outcome is not made again."""
+def producer_config(session: SessionConfig, *, retries: bool) -> ProducerConfig:
+    """Returns the producers' settings."""
     return ProducerConfig(
         send_timeout_s=4.0,
         attempt_timeout_s=2.0,
-        retry_unknown=False,
+        retry_unknown=retries,
         default_topic_queue_count=QUEUES,
         session=session,
     )
@@ -245,7 +261,8 @@ class BrokerClients:
         self._next_process = 0
         world.network.add_machine("ns", NAMESERVER)
         self._nameserver = Process(world.loop, "ns", "ns")
-        self._clients = [self.client_class(world, number) for number in range(world.plan.clients)]
+        self.clients = [self.client_class(world, number) for number in range(world.plan.clients)]
+        self._features = [KINDS[name](self) for name in self._chosen()]
         self.queues = [MessageQueue(TOPIC, BROKER_NAME, number) for number in range(QUEUES)]
 
     def close_files(self) -> None:
@@ -261,14 +278,29 @@ class BrokerClients:
             NameserverConfig(host=NAMESERVER, port=NAMESERVER_PORT), HostClock(world.loop)
         )
         await self._nameserver.spawn(nameserver.start())
-        for client in self._clients:
+        for client in self.clients:
             await client.process.spawn(client.start())
         deadline = world.loop.time() + 20.0
         while not self.acknowledged:
             if world.loop.time() > deadline:
                 raise LivenessError("no first message was acknowledged within 20 s")
-            await self._run(self._clients[0], self._append(self._clients[0], self.process(), 0, 0))
+            await self._run(self.clients[0], self._append(self.clients[0], self.process(), 0, 0))
             await asyncio.sleep(0.05)
+        for feature in self._features:
+            await feature.start()
+
+    def _chosen(self) -> list[str]:
+        plan = self.world.plan
+        # A delay counts by the clock of the leader: with jumping clocks nothing can be demanded.
+        jumps = "clock-jump" in plan.weights
+        chosen = {name for name in plan.features if not (jumps and name == "delays")}
+        if "delays" in chosen:
+            chosen.add("group")  # when a message comes, only who waits for it can tell
+        return sorted(chosen, key=("offsets", "transactions", "delays", "group").index)
+
+    def topics(self) -> list[str]:
+        """Returns the topics of the run."""
+        return [TOPIC, *(topic for feature in self._features for topic in feature.topics)]
 
     def process(self) -> int:
         """Returns a new process number of the history."""
@@ -279,10 +311,23 @@ class BrokerClients:
         """Runs all clients until then."""
         lanes = [
             client.process.spawn(self._lane(client, lane, until))
-            for client in self._clients
+            for client in self.clients
             for lane in range(self.world.plan.window)
         ]
+        lanes += [
+            client.process.spawn(work)
+            for feature in self._features
+            for client, work in feature.work(until)
+        ]
         await asyncio.gather(*lanes)
+
+    async def settle(self) -> None:
+        """Brings to an end what clients do beside sending and reading."""
+        for feature in self._features:
+            try:
+                await feature.settle()
+            except LivenessError as error:
+                self.world.oracle.violated("liveness", str(error))  # what it left is still read
 
     async def _lane(self, client: Client, lane: int, until: float) -> None:
         """One operation after another."""
@@ -405,7 +450,7 @@ class BrokerClients:
                 await asyncio.sleep(0.05)
             raise LivenessError(f"{client.process.name} got nothing acknowledged after healing")
 
-        for client in self._clients:
+        for client in self.clients:
             await self._run(client, prove(client))
 
     async def _run(self, client: Client, work: Any) -> Any:
@@ -427,33 +472,38 @@ class BrokerClients:
 
     def _read_all(self, host: Host) -> str:
         """Reads every queue of a replica; returns the digest of its state."""
+        store = host.app.broker.store
+        for name in self.topics():
+            topic = store.topic(name)
+            for queue in range(QUEUES if topic is not None else 0):
+                self._read_queue(host, name, topic, queue)
+        return str(store.digest())
+
+    def _read_queue(self, host: Host, name: str, topic: Any, queue: int) -> None:
         world = self.world
         store, log = host.app.broker.store, host.app.broker.log
-        topic = store.topic(TOPIC)
-        for queue in range(QUEUES):
-            low, high = store.queue_bounds(topic.topic_id, queue)
-            units = store.read_units(topic.topic_id, queue, low, high - low) if high > low else []
-            values: list[Value] = [
-                _value_of(log.read(unit.physical_offset, unit.size_bytes)) for unit in units
-            ]
-            now = world.now_ns()
-            world.history.append(
-                Read(
-                    process=self.process(),
-                    queue=self._name(queue),
-                    inv=now,
-                    ret=now + 1,
-                    status="ok",
-                    start=low,
-                    max=len(values) + 1,
-                    values=values,
-                    end=high,
-                    whole=True,
-                    final=True,
-                    node=host.name,
-                )
+        low, high = store.queue_bounds(topic.topic_id, queue)
+        units = store.read_units(topic.topic_id, queue, low, high - low) if high > low else []
+        values: list[Value] = [
+            _value_of(log.read(unit.physical_offset, unit.size_bytes)) for unit in units
+        ]
+        now = world.now_ns()
+        world.history.append(
+            Read(
+                process=self.process(),
+                queue=queue_name(name, BROKER_NAME, queue),
+                inv=now,
+                ret=now + 1,
+                status="ok",
+                start=low,
+                max=len(values) + 1,
+                values=values,
+                end=high,
+                whole=True,
+                final=True,
+                node=host.name,
             )
-        return str(store.digest())
+        )
 
     def _name(self, queue: int) -> str:
         return queue_name(TOPIC, BROKER_NAME, queue)

@@ -15,6 +15,13 @@ from dledger.errors import DLedgerError
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
 from jepsen_tests.history import Append
+from jepsen_tests.sim.broker_controls import (
+    ForgetsProducers,
+    Surroundings,
+    commits_early,
+    delivers_early,
+    shows_halves,
+)
 from jepsen_tests.sim.host import Host
 from jepsen_tests.sim.raft_layer import (
     QUEUE,
@@ -22,7 +29,7 @@ from jepsen_tests.sim.raft_layer import (
     RaftClients,
     RaftServer,
 )
-from jepsen_tests.sim.scenario import Settings
+from jepsen_tests.sim.scenario import Layer, Settings
 from jepsen_tests.sim.stock_layer import StockServer, repeatable
 from jepsen_tests.sim.world import definite
 from store import record
@@ -36,6 +43,7 @@ class Control:
 
     text: str
     plant: Callable[[Settings], None]
+    layer: Layer = "raft"
 
 
 # --- the engine without one of its mending rules ------------------------------------------------
@@ -277,7 +285,6 @@ def _engine(engine_class: type[Engine]) -> Callable[[Settings], None]:
 
 def _server(server_class: type[Any]) -> Callable[[Settings], None]:
     def plant(settings: Settings) -> None:
-        settings.layer = "raft"
         settings.server_class = server_class
 
     return plant
@@ -285,7 +292,6 @@ def _server(server_class: type[Any]) -> Callable[[Settings], None]:
 
 def _clients(clients_class: type[Any]) -> Callable[[Settings], None]:
     def plant(settings: Settings) -> None:
-        settings.layer = "raft"
         settings.clients_class = clients_class
 
     return plant
@@ -297,6 +303,17 @@ def _ignore_syncs(settings: Settings) -> None:
 
 def _no_checksums(settings: Settings) -> None:
     settings.surroundings = without_checksums
+
+
+def _around(surroundings: Surroundings) -> Callable[[Settings], None]:
+    def plant(settings: Settings) -> None:
+        settings.surroundings = surroundings
+
+    return plant
+
+
+def _forget_producers(settings: Settings) -> None:
+    settings.server_class = ForgetsProducers
 
 
 def _stock(settings: Settings) -> None:
@@ -332,6 +349,24 @@ CONTROLS: dict[str, Control] = {
     "swapped": Control("K11: one replica applies neighbours swapped", _server(SwappingServer)),
     "unknown-as-failed": Control(
         "K12: unknown outcomes called failures", _clients(CallsUnknownFailed)
+    ),
+    "producers-forgotten": Control(
+        "K9: the table of producers' sends is lost at a change of leader",
+        _forget_producers,
+        "broker",
+    ),
+    "commit-early": Control(
+        "K14: a committed offset is answered before it is replicated",
+        _around(commits_early),
+        "broker",
+    ),
+    "half-visible": Control(
+        "K16: one half message of eight is stored as an ordinary one",
+        _around(shows_halves),
+        "broker",
+    ),
+    "delay-early": Control(
+        "K17: the leader takes timers for due 400 ms early", _around(delivers_early), "broker"
     ),
 }
 

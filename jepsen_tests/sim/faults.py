@@ -282,9 +282,9 @@ class Chaos:
         await self._beats(9.0, 20.0)
         new = world.leader()
         if new is not None and new is not leader:
-            world.flood(new, random.choice((0, 5, 60)))
+            world.flood(new, random.choice((0, 5, 60, 60)))
             await self._beats(0.5, 4.0)
-        if random.random() < 0.5:
+        if random.random() < 0.7:
             for host in world.hosts.values():
                 if host.name not in minority and serves(host):
                     host.app.compact(0)

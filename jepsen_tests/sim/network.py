@@ -277,6 +277,13 @@ class Listener:
         """Returns the bound address."""
         return self.machine.address, self.port
 
+    async def start_serving(self) -> None:
+        """Does nothing: who listens here serves; there is no moment in between."""
+
+    def is_serving(self) -> bool:
+        """Whether it still listens."""
+        return self.machine.ports.get(self.port) is self
+
     def close(self) -> None:
         """Stops listening."""
         if self.machine.ports.get(self.port) is self:

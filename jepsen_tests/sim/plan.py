@@ -37,6 +37,8 @@ FAULTS = (
     "return",
 )
 
+FEATURES = ("offsets", "transactions", "delays", "group")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -56,6 +58,8 @@ class Plan:
         segment_bytes: Of the CommitLog.
         body_bytes: Largest message body.
         window: Operations one client has under way at a time (broker layer).
+        retries: Producers send again after an unknown outcome (broker layer).
+        features: What clients do beside (broker layer); see `jepsen_tests.sim.features`.
         append_bytes_max: Entries that a leader sends in one message.
         changes_gap_s: Mean time between two changes of the group; 0: none (raft layer).
     """
@@ -75,6 +79,8 @@ class Plan:
     body_bytes: int = 600
     window: int = 4
     append_bytes_max: int = 1024 * 1024
+    retries: bool = False
+    features: tuple[str, ...] = ()
     changes_gap_s: float = 0.0
 
 
@@ -109,6 +115,8 @@ def make_plan(
         body_bytes=random.choice((10, 300, 3_000, 12_000)),
         window=random.choice((1, 2, 6)),
         append_bytes_max=random.choice((1_000, 20_000, 1024 * 1024)),
+        retries=random.random() < 0.5,
+        features=tuple(name for name in FEATURES if random.random() < 0.3),
         # Of its own, so that a seed's other faults are what they were before.
         changes_gap_s=Random(f"changes/{seed}").choice((0.0, 0.0, 1.0, 4.0)),
     )

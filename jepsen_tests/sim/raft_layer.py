@@ -33,6 +33,7 @@ QUEUE = "log"
 COMMAND = b"\x10"
 RAFT_PORT = 10_912
 OPERATION_TIMEOUT_S = 6.0
+FLOOD_BODY_BYTES = 1_500  # a flood fills a segment, so that compaction has something to drop
 DIRECTORY = Path("/data/log")
 
 
@@ -224,7 +225,7 @@ class RaftClients:
 
     def flood(self, host: Host, count: int) -> None:
         """Lets a replica that says it leads have many appends at once, each of another client."""
-        size = self._world.plan.body_bytes // 2
+        size = max(self._world.plan.body_bytes // 2, FLOOD_BODY_BYTES)
         for _ in range(count):
             process = self.process()
             work = self.append(host, process, make_value(process, 1), size)

@@ -163,6 +163,9 @@ async def _phases(world: World, clients: Any, settings: Settings) -> None:
     await clients.prove_progress(loop.time() + PROGRESS_BOUND_S)
     if clients.progress_at < healed:
         raise LivenessError(f"nothing acknowledged within {PROGRESS_BOUND_S} s after healing")
+    settle = getattr(clients, "settle", None)
+    if settle is not None:
+        await settle()
     if is_operated:
         await operator.finish()
     await world.wait("all replicas are equal", world.converged, CONVERGE_BOUND_S)

@@ -9,6 +9,9 @@ from jepsen_tests.checkers import judge_records
 from jepsen_tests.history import AnyRecord, Meta, Record
 from jepsen_tests.sim.oracle import Violation
 
+# A member that is cut off goes on with what it has; so long, with the longest cut.
+TWO_OWNERS_MS = 60_000
+
 
 def judge(
     history: Sequence[Record], *, nodes: list[str], start_s: float, finished: bool
@@ -21,7 +24,12 @@ def judge(
         start_s: When the run began, on the virtual clock.
         finished: The run came to its final reads; without them nothing is expected of them.
     """
-    meta = Meta(workload="W1", nodes=nodes if finished else [], final_read_required=finished)
+    meta = Meta(
+        workload="W1",
+        nodes=nodes if finished else [],
+        final_read_required=finished,
+        two_owners_ms=TWO_OWNERS_MS,
+    )
     records = cast("list[AnyRecord]", [meta, *history])
     verdict: Any = judge_records(records)
     found = []

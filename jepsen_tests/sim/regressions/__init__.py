@@ -26,6 +26,7 @@ def load_regressions() -> list[Regression]:
     found = []
     for path in sorted(Path(__file__).parent.glob("*.json")):
         content = json.loads(path.read_text())
-        plan = Plan(**content.pop("plan"))
+        values = content.pop("plan")
+        plan = Plan(**{**values, "features": tuple(values.get("features", ()))})
         found.append(Regression(name=path.stem, plan=plan, **content))
     return found
