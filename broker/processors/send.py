@@ -133,6 +133,8 @@ class SendProcessor:
         identity = _identity(header)
         is_batch = header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE
         if not is_batch and is_half(header.sys_flag, header.properties):
+            now_s = self._context.clock.monotonic()
+            self._context.quotas.send(topic, 1, len(command.body), now_s)
             self._open(connection, command, header, topic, queue_id)
             return
         parking = None

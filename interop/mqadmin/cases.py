@@ -84,7 +84,9 @@ def _topics(f: Facts) -> list[Case]:
     return [
         _case(["topicList"], rf"(?m)^{f.topic}$", "TBW102"),
         _case(["topicList", "-c"], rf"{f.cluster}\s+{f.topic}\s+{f.group}"),
-        _case(["topicRoute", "-t", f.topic], f'"brokerName":"{f.broker}"', f.leader),
+        _case(
+            ["topicRoute", "-t", f.topic], f'"brokerName":"{f.broker}"', r'0:"127\.0\.0\.\d+:\d+"'
+        ),
         _case(["topicStatus", "-t", f.topic], rf"{f.broker}\s+0\s+0\s+[1-9]\d*\s+20\d\d-"),
         _case(["topicClusterList", "-t", f.topic], rf"(?m)^{f.cluster}$"),
         _case(

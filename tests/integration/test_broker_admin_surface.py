@@ -194,6 +194,9 @@ def test_a_topic_quota_refuses_and_names_itself(tmp_path):
             assert "topic t: quota.messages_per_second = 3" in refused[0].remark
             assert refused[0].ext["dlOutcome"] == "refused"
             assert int((await table(client))["quotaRefused"]) == len(refused)
+            half = {"TRAN_MSG": "true", "PGROUP": "p"}
+            answer = await client.send("t", b"x", properties=half, sys_flag=4)
+            assert answer.code == ResponseCode.SYSTEM_BUSY, "a transaction is no way around it"
             ext["attributes"] = f"+{MESSAGES}=-3"
             answer = await client.call(RequestCode.UPDATE_AND_CREATE_TOPIC, ext)
             assert answer.code == ResponseCode.INVALID_PARAMETER
