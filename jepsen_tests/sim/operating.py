@@ -42,6 +42,8 @@ class Operator:
                 return
             host = self._random.choice(list(world.hosts.values()))
             stay_away_s = self._random.choice((0.0, 0.0, 0.5, 2.0))
+            if any(other.damaged for other in world.hosts.values() if other is not host):
+                continue  # damage that nobody has read yet: it would be the second that is lost
             await self.rebuild(host, until, stay_away_s)
             if world.outside:
                 return  # it comes back when everything is healed
