@@ -165,7 +165,7 @@ class Roster(SyncObj):  # type: ignore[misc]
         """Returns stand-ins for voters whose names have another life by now.
 
         They count until the configuration that removed them is known here, and nobody answers for
-        them. Without them a replica that is far behind could be a majority of fewer, even of itself.
+        them. Without them who is far behind could be a majority of fewer, even of itself.
         """
         own = self._membership.identity.replica_id
         gone = {
