@@ -53,7 +53,6 @@ from dledger.remoting.headers import (
     CreateTopicHeader,
     DeleteGroupHeader,
     DeleteTopicHeader,
-    DeleteTopicInNameserverHeader,
     GetConsumerConnectionsHeader,
     GetConsumeStatsHeader,
     GetTopicConfigHeader,
@@ -61,6 +60,7 @@ from dledger.remoting.headers import (
     QueryTopicConsumersHeader,
     ViewMessageHeader,
 )
+from dledger.remoting.nameserver_headers import DeleteTopicInNameserverHeader
 from dledger.remoting.reset_headers import CloneGroupOffsetHeader
 
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers

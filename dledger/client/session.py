@@ -53,7 +53,8 @@ from dledger.remoting.bodies import (
 from dledger.remoting.client import ClientConfig, ClientConnection, RemotingClient
 from dledger.remoting.commands import Command, Ext
 from dledger.remoting.errors import response_error
-from dledger.remoting.headers import GetRouteHeader, to_ext
+from dledger.remoting.headers import to_ext
+from dledger.remoting.nameserver_headers import GetRouteHeader
 
 logger = logging.getLogger(__name__)
 

@@ -68,6 +68,25 @@ def test_a_half_message_is_seen_by_nobody_until_its_commit_which_counts_once(tmp
     asyncio.run(run())
 
 
+def test_a_delayed_half_message_is_refused_and_not_stored(tmp_path):
+    """Java 5.x and Go send it; its delay would be lost, or the message (apache/rocketmq #1540)."""
+
+    async def run():
+        async with single_broker(tmp_path) as (broker, client):
+            await client.create_topic("t", queues=2)
+            for name in ("DELAY", "TIMER_DELAY_SEC", "TIMER_DELAY_MS"):
+                properties = {"TRAN_MSG": "true", "PGROUP": "p", name: "1"}
+                for sys_flag in (0, 4):
+                    answer = await client.send("t", b"x", properties=properties, sys_flag=sys_flag)
+                    assert answer.code == ResponseCode.MESSAGE_ILLEGAL
+                    assert "a transactional message cannot be delayed" in answer.remark
+            first = await half(client, b"y")
+            assert first["tranStateTableOffset"] == "0"
+            assert broker.failure is None
+
+    asyncio.run(run())
+
+
 def test_only_its_own_group_ends_a_transaction(tmp_path):
     async def run():
         async with single_broker(tmp_path) as (broker, client):
