@@ -200,9 +200,8 @@ class Engine(CatchUp):
 
     def round_confirmed(self, number: int) -> bool:
         """Whether a majority, this replica included, answered that broadcast or a later one."""
-        voters = self.voter_ids()
-        answers = 1 + sum(self._progress[voter].round >= number for voter in voters)
-        return answers * 2 > len(voters) + 1
+        answers = 1 + sum(self._progress[voter].round >= number for voter in self.voter_ids())
+        return answers * 2 > len(self._SyncObj__otherNodes) + 1
 
     def next_deadline(self) -> float:
         """Returns the monotonic time of the next thing to do without a message."""
