@@ -473,7 +473,7 @@ class Broker:
             pop_acks=popping.acks,
         )
         dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
-        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        shared = SharedAddress(config.shared_address, self._server, self._tasks)
         registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping_parts = (popping.dead_letters, popping.pops)
         parts = (registrar, shared, timers, clients, *popping_parts)

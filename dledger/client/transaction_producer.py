@@ -13,7 +13,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from types import TracebackType
 
 import msgspec
 
@@ -25,6 +24,7 @@ from dledger.client.topics import Target
 from dledger.clock import Clock
 from dledger.codes import MessageFlag, RequestCode, ResponseCode
 from dledger.errors import DLedgerError, InvalidParameterError
+from dledger.lifetime import AsyncLifetime
 from dledger.message import (
     Message,
     Property,
@@ -74,7 +74,7 @@ AsyncLocalTransaction = Callable[
 AsyncChecker = Callable[[ReceivedMessage], TransactionState | Awaitable[TransactionState]]
 
 
-class AsyncTransactionProducer:
+class AsyncTransactionProducer(AsyncLifetime):
     """Sends messages in transactions from an asyncio program.
 
     Use as `async with AsyncTransactionProducer("group", checker=...) as producer`, or call `start`
@@ -139,20 +139,6 @@ class AsyncTransactionProducer:
             task.cancel()
         await asyncio.gather(*self._checks, return_exceptions=True)
         await self._producer.close()
-
-    async def __aenter__(self) -> AsyncTransactionProducer:
-        """Starts the producer."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        await self.close()
 
     async def send(
         self,
