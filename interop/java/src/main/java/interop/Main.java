@@ -7,6 +7,8 @@ import java.util.Map;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import org.apache.rocketmq.client.exception.MQClientException;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
 
 /**
  * Runs named cases on the official Java client and prints one JSON line for each.
@@ -29,6 +31,7 @@ public final class Main {
             System.err.println("usage: NAMESERVER PREFIX CASE...; cases: " + known.keySet());
             System.exit(2);
         }
+        warmUp(new Context(arguments[0], arguments[1], arguments[2]));
         // Cases share nothing, and most of them wait for most of their time.
         ExecutorService pool = Executors.newFixedThreadPool(CONCURRENT);
         List<Future<?>> running = new ArrayList<>();
@@ -47,6 +50,26 @@ public final class Main {
         }
         // Clients leave threads behind that are no daemons.
         System.exit(0);
+    }
+
+    /**
+     * Asks for a route until it comes: a JVM that has just started on a busy machine may need longer
+     * to load classes than the client waits for its first answers.
+     */
+    private static void warmUp(Context context) throws Exception {
+        long deadline = System.nanoTime() + Context.WAIT_MS * 1_000_000;
+        DefaultMQProducer producer = context.producer();
+        while (true) {
+            try {
+                producer.fetchPublishMessageQueues(context.topic);
+                break;
+            } catch (MQClientException problem) {
+                if (System.nanoTime() > deadline) {
+                    throw problem;
+                }
+            }
+        }
+        context.close();
     }
 
     private static void run(String name, Case wanted, Context context) {
