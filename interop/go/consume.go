@@ -97,7 +97,9 @@ func consumeOrderly(s *setting) (string, error) {
 			}
 		}
 	}
-	err = await("all", waitTime, func() bool {
+	// A member that loses a queue to another keeps its lock (removeUnnecessaryMessageQueue does not
+	// unlock): the other gets it when it has expired, after 60 s, at its next try, every 20 s.
+	err = await("all", 2*waitTime, func() bool {
 		lock.Lock()
 		defer lock.Unlock()
 		total := 0
