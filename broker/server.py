@@ -356,7 +356,7 @@ class Broker:
         )
         processors = make_processors(services)
         dispatcher.connect(make_routes(processors, dispatcher.background), forwarder)
-        shared = SharedAddress(config.shared_address, self._server, self._tasks, raft)
+        shared = SharedAddress(config.shared_address, self._server, self._tasks)
         registrar = Registrar(context, catalog, client, config.nameservers, shared)
         popping = services.popping
         listeners = (

@@ -17,6 +17,7 @@ from enum import Enum
 import msgspec
 
 from dledger.client.config import ProducerConfig
+from dledger.client.encoding import refuse_delay
 from dledger.client.producer import AsyncProducer
 from dledger.client.results import SendResult
 from dledger.client.topics import Target
@@ -182,6 +183,7 @@ class AsyncTransactionProducer(AsyncLifetime):
         """Stores the half message only; `finish` is still to be called. See `send`."""
         if immunity_s is not None and immunity_s < 0:
             raise InvalidParameterError("immunity_s must not be negative")
+        refuse_delay(message)  # brokers of Apache RocketMQ lose it
         extra = {Property.TRANSACTION_PREPARED: "true", Property.PRODUCER_GROUP: self.group}
         if immunity_s is not None:
             extra[Property.CHECK_IMMUNITY_SECONDS] = str(immunity_s)

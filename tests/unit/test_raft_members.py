@@ -465,6 +465,29 @@ def test_who_does_not_vote_does_not_stand_for_election_either() -> None:
     assert replica.engine.raft_term() == 0
 
 
+def test_a_single_voter_goes_on_while_more_is_being_written() -> None:
+    """Its disk is always a little behind; what it has is committed nevertheless."""
+    replica = OurReplica(())
+    replica.clock.advance(5.0)
+    replica.tick()
+    replica.sync()
+    learning = replica.engine.configuration().with_learner("b", "b:1", "b:2")
+    replica.engine.propose_configuration(learning)
+    replica.engine.peer_up("b")
+    replica.sync()
+    replica.tick()
+    assert replica.membership.is_settled
+    replica.durable = False
+    replica.propose(b"durable soon")
+    durable = replica.memory_log.last_index
+    for number in range(5):
+        replica.sync()
+        replica.propose(b"%d" % number)  # written, not synced
+        replica.tick()
+        assert replica.engine.commit_index() == replica.memory_log.durable_index >= durable
+        assert replica.memory_log.durable_index < replica.memory_log.last_index
+
+
 class CountsByTheOldConfiguration(Engine):
     """What must not be: a change of the group does not change who counts."""
 
