@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cli.errors import UsageError
 from cli.layout import DEFAULT_PORT_BASE, HOST, load_layout
 
 DEFAULT_DATA = Path("dledger-data")
@@ -29,9 +30,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 
 def nameservers(option: str | None, data: Path = DEFAULT_DATA) -> str:
-    """Returns the nameservers to use, `host:port;host:port`."""
+    """Returns the nameservers to use, `host:port;host:port`.
+
+    Raises:
+        UsageError: A data directory was named that is not there.
+    """
     if option:
         return option
+    if data != DEFAULT_DATA and not data.is_dir():
+        # Asking whatever cluster answers elsewhere would answer another question.
+        raise UsageError(f"there is no directory {data}")
     variable = os.environ.get(NAMESERVER_VARIABLE, "").strip()
     if variable:
         return variable

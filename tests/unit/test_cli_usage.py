@@ -33,12 +33,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["up", "--flush", "never"], 2, "--flush"),
         (["up", "--unknown"], 2, "--unknown"),
         (["down", "--data", "absent"], 2, "holds no cluster"),
-        (["status"], 1, "no nameserver answers at 127.0.0.1:9876"),
-        (["status", "--nameserver", "127.0.0.1:1"], 1, "127.0.0.1:1"),
+        (["status", "--nameserver", "127.0.0.1:1"], 1, "no nameserver answers at 127.0.0.1:1"),
+        (["status", "--data", "absent"], 2, "there is no directory absent"),
+        (["doctor", "--data", "absent"], 2, "there is no directory absent"),
         (["produce"], 2, "TOPIC"),
         (["produce", "t", "absent.txt"], 1, "cannot read absent.txt"),
         (["produce", "t", "--queue", "1", "--shard-key", "k"], 2, "not both"),
         (["produce", "t", "--queue", "-1"], 2, "--queue"),
+        (["produce", "bad name", "/dev/null"], 2, "bad name"),
+        (["produce", "", "/dev/null"], 2, "topic"),
         (["broker", "start"], 2, "--config"),
     ],
 )
@@ -142,6 +145,8 @@ def test_status_of_a_cluster_that_does_not_run(
         "applied_index": None,
         "durable_index": None,
         "log_bytes": None,
+        "member": None,
+        "incarnation": None,
     }
     assert run(["status", "--data", "data"]) == 0
     assert "leader none" in capsys.readouterr().out
