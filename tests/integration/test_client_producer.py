@@ -75,7 +75,7 @@ def test_topics_of_one_turn_are_sent_in_the_order_of_their_first_messages() -> N
         await asyncio.gather(*(producer.send(Message(name, b"m"), queue=1) for name in names))
         assert [topic for topic, queue in cluster.group.log if queue == 1] == names
 
-    run(scenario)
+    run_producer(scenario)
 
 
 def test_lone_messages_take_turns_over_the_queues() -> None:
