@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.delay_rules import is_delayed
 from dledger.codes import MessageFlag
 from dledger.errors import MessageRejectedError, RemoteProtocolError
 from dledger.message import (
@@ -42,7 +43,12 @@ def half_properties(
     Raises:
         MessageRejectedError: The immunity is not a number, or it is delayed as well.
     """
-    values = decode_properties(properties.encode("utf-8", "replace"))
+    raw = properties.encode("utf-8", "replace")
+    if is_delayed(raw):
+        # RocketMQ's Java client takes the level out unasked; its broker delays the half message
+        # itself, of which nothing ever comes to a consumer (apache/rocketmq #1540, #9923).
+        raise MessageRejectedError("a transactional message cannot be delayed")
+    values = decode_properties(raw)
     values[Property.REAL_TOPIC] = topic
     values[Property.REAL_QUEUE_ID] = str(queue_id)
     values[Property.TRANSACTION_PREPARED] = "true"

@@ -21,7 +21,7 @@ from dledger.errors import DLedgerError
 from dledger.model import TopicConfig
 from dledger.remoting.bodies import DataVersion, RegisterBrokerBody, encode_register_broker
 from dledger.remoting.client import RemotingClient
-from dledger.remoting.headers import RegisterBrokerHeader, UnregisterBrokerHeader
+from dledger.remoting.nameserver_headers import RegisterBrokerHeader, UnregisterBrokerHeader
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import string
+import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -229,12 +230,15 @@ def save_layout(
         directory.mkdir(parents=True, exist_ok=True)
         for place in layout.nameservers:
             (directory / place.id).mkdir(exist_ok=True)
+        if new_replicas is None:
+            new_replicas = [replica.id for _, replica in layout.replicas()]
         for group, replica in layout.replicas():
-            if new_replicas is not None and replica.id not in new_replicas:
+            if replica.id not in new_replicas:
                 continue
             home = directory / replica.id
             home.mkdir(exist_ok=True)
-            text = render_toml(broker_settings(layout, group, replica, home))
+            shared = _shared_address(directory, group, new_replicas)
+            text = render_toml(broker_settings(layout, group, replica, home, shared))
             (home / "broker.toml").write_text(text, encoding="utf-8")
         content = {"version": FORMAT_VERSION, **asdict(layout)}
         temporary = directory / "cluster.json.new"
@@ -280,7 +284,11 @@ def load_layout(directory: Path) -> Layout | None:
 
 
 def broker_settings(
-    layout: Layout, group: GroupPlace, replica: ReplicaPlace, home: Path
+    layout: Layout,
+    group: GroupPlace,
+    replica: ReplicaPlace,
+    home: Path,
+    shared_address: str | None,
 ) -> dict[str, Any]:
     """Returns the content of one replica's `broker.toml`."""
     settings: dict[str, Any] = {
@@ -289,17 +297,33 @@ def broker_settings(
         "replica_id": replica.id,
         "data_directory": str(home.resolve()),
         "listen_host": HOST,
-        "shared_address": _shared_address(group),
+        **({"shared_address": shared_address} if shared_address else {}),
         "nameservers": [place.address for place in layout.nameservers],
         "replicas": [asdict(place) for place in group.replicas],
     }
     return {**settings, **layout.spec.settings}
 
 
-def _shared_address(group: GroupPlace) -> str:
+def _shared_address(
+    directory: Path, group: GroupPlace, new_replicas: Collection[str]
+) -> str | None:
     """Returns where official clients find whoever leads a group.
 
-    The port of the first replica, on another loopback address: free wherever that one is. Where
-    there is no such address (macOS), the leader goes without.
+    What the group's other replicas have, `None` included: the replica that gave it its port may
+    have been removed since, and somebody may have chosen another. For a new group the port of the
+    first replica, on another loopback address: free wherever that one is. Where there is no such
+    address (macOS), the leader goes without.
     """
+    for other in group.replicas:
+        if other.id in new_replicas:
+            continue
+        path = directory / other.id / "broker.toml"
+        try:
+            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise CommandError(f"cannot read {path}: {error}") from error
+        address: str | None = settings.get("shared_address")
+        return address
     return f"127.0.0.2:{group.replicas[0].address.rpartition(':')[2]}"

@@ -20,7 +20,7 @@ from cli.errors import CommandError, ExitCode, UsageError
 from cli.lines import LineSet, LineSplitter
 from cli.options import JsonOption, NameserverOption, nameservers
 from dledger.codes import MESSAGE_BODY_BYTES_MAX
-from dledger.errors import DLedgerError, MessageRejectedError
+from dledger.errors import DLedgerError, InvalidParameterError, MessageRejectedError
 
 if TYPE_CHECKING:
     from dledger.client.producer import AsyncProducer
@@ -189,6 +189,7 @@ def produce(
     """
     if queue is not None and shard_key is not None:
         raise UsageError("give --queue or --shard-key, not both")
+    _check_topic(topic)
     job = ProduceJob(
         topic=topic,
         nameserver=nameservers(nameserver),
@@ -209,6 +210,16 @@ def produce(
         note(f"error: {counts.first_error}")
     if counts.exit_code:
         raise typer.Exit(counts.exit_code)
+
+
+def _check_topic(name: str) -> None:
+    """Refuses a topic name that no message can have, before any input is read."""
+    from dledger.message import validate_topic
+
+    try:
+        validate_topic(name)
+    except InvalidParameterError as error:
+        raise UsageError(str(error)) from error
 
 
 def open_input(file: str) -> BinaryIO:

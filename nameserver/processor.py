@@ -14,8 +14,10 @@ from dledger.clock import Clock
 from dledger.codes import ORDER_TOPIC_NAMESPACE, RequestCode, ResponseCode
 from dledger.errors import DLedgerError, InvalidParameterError, PermissionDeniedError
 from dledger.model import TopicConfig
-from dledger.remoting import bodies, headers
+from dledger.remoting import bodies
+from dledger.remoting import nameserver_headers as headers
 from dledger.remoting.commands import Command
+from dledger.remoting.headers import to_ext
 from dledger.remoting.server import Connection
 from nameserver.key_value_file import KeyValueFile
 from nameserver.key_values import WRITE_WIPED_NAMESPACE, KeyValueTable
@@ -158,7 +160,7 @@ class NameserverProcessor:
         if header.broker_id != LEADER_ID:
             response.master_address = outcome.leader_address
             response.ha_server_address = outcome.leader_ha_address
-        return headers.to_ext(response), self._order_topics()
+        return to_ext(response), self._order_topics()
 
     def _unregister(self, connection: Connection, command: Command) -> Reply:
         header = command.header(headers.UnregisterBrokerHeader)
@@ -185,7 +187,7 @@ class NameserverProcessor:
         self._routes.heartbeat(
             header.broker_name, header.broker_address, connection.id, self._now_ms()
         )
-        ext = headers.to_ext(headers.QueryDataVersionResponse(changed=known != asked))
+        ext = to_ext(headers.QueryDataVersionResponse(changed=known != asked))
         if known is None:
             return ext, b""
         return ext, bodies.encode_data_version(
@@ -269,13 +271,13 @@ class NameserverProcessor:
         name = command.header(headers.WritePermissionHeader).broker_name
         count = self._routes.set_write_wiped(name, True)
         self._keep_wiped(name)
-        return headers.to_ext(headers.WipeWritePermissionResponse(topic_count=count)), b""
+        return to_ext(headers.WipeWritePermissionResponse(topic_count=count)), b""
 
     def _add_write(self, connection: Connection, command: Command) -> Reply:
         name = command.header(headers.WritePermissionHeader).broker_name
         count = self._routes.set_write_wiped(name, False)
         self._keep_wiped(name)
-        return headers.to_ext(headers.AddWritePermissionResponse(topic_count=count)), b""
+        return to_ext(headers.AddWritePermissionResponse(topic_count=count)), b""
 
     def _put_key_value(self, connection: Connection, command: Command) -> Reply:
         header = command.header(headers.PutKvConfigHeader)
@@ -286,7 +288,7 @@ class NameserverProcessor:
     def _get_key_value(self, connection: Connection, command: Command) -> Reply:
         header = command.header(headers.GetKvConfigHeader)
         value = self._key_values.get(header.namespace, header.key)
-        return headers.to_ext(headers.GetKvConfigResponse(value=value)), b""
+        return to_ext(headers.GetKvConfigResponse(value=value)), b""
 
     def _delete_key_value(self, connection: Connection, command: Command) -> Reply:
         header = command.header(headers.DeleteKvConfigHeader)

@@ -13,9 +13,8 @@ that are gone.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -25,9 +24,11 @@ from dledger.errors import invariant
 from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
 from store import timer_table
-from store.lmdb_env import Database, LmdbEnvironment, ReadCursor, WriteTransaction
-from store.producer_lanes import LaneChanges, LaneLimits, Lanes, SendRecord
+from store.lmdb_env import Database, LmdbEnvironment, WriteTransaction
+from store.producer_lanes import LaneChanges, LaneLimits, SendRecord
+from store.state_cleaning import Cleaned, clean, delete_prefix
 from store.state_rows import ROW_DATABASES, RowChanges
+from store.state_tables import StateTables
 
 DATABASE_NAMES: Final = (
     "meta",
@@ -42,10 +43,6 @@ DATABASE_NAMES: Final = (
     *timer_table.DATABASE_NAMES,
     *ROW_DATABASES,
 )
-# Pairs of deleted topics removed by one transaction: well under a millisecond.
-GARBAGE_REMOVED_MAX: Final = 512
-# Index entries that one transaction looks at for messages that retention has removed.
-INDEX_SWEPT_MAX: Final = 1024
 
 Buffer = bytes | bytearray | memoryview
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,30 +56,6 @@ class ConsumerOffset(NamedTuple):
     topic: str
     queue_id: int
     queue_offset: int
-
-
-@dataclass(slots=True)
-class StateTables:
-    """What a store keeps in memory. Owned by `StateStore`; replaced whole after a commit.
-
-    `bounds` and `lanes` are the exception: they may be large, so a commit updates them in place.
-    """
-
-    applied_index: int = 0
-    applied_term: int = 0
-    next_topic_id: int = 1
-    topics: dict[str, TopicConfig] = field(default_factory=dict)
-    topic_names: dict[int, str] = field(default_factory=dict)
-    groups: dict[str, GroupConfig] = field(default_factory=dict)
-    bounds: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    lanes: Lanes = field(default_factory=OrderedDict)  # the longest unused first
-    garbage: tuple[int, ...] = ()  # ids of deleted topics that have left pairs behind
-    trimmed: tuple[tuple[int, int], ...] = ()  # queues that have chunks below their minimum
-    digest: bytes = bytes(keys.DIGEST_BYTES)  # of everything that was applied, and its results
-    checkpoints: tuple[tuple[int, bytes], ...] = ()  # (log index, digest), the newest last
-    retained_offset: int = 0  # messages before this physical offset are gone
-    swept_offset: int = 0  # the key index holds none before this one
-    sweep_key: bytes = b""  # where sweeping it goes on
 
 
 class _Run:
@@ -370,14 +343,16 @@ class WriteBatch:
         estimate += self.rows.bytes_estimate
         new_bounds = self._new_bounds()
         tables = self._tables
-        cleaned = (tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key)
+        databases = self._environment.databases
+        cleaned = Cleaned(tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key)
+
+        def bounds_of(queue: tuple[int, int]) -> tuple[int, int]:
+            return new_bounds.get(queue) or self._base.bounds.get(queue, (0, 0))
 
         def operations(transaction: WriteTransaction) -> None:
             nonlocal cleaned
             self._execute(transaction, new_bounds)
-            garbage = self._remove_garbage(transaction)
-            trimmed = self._remove_trimmed(transaction, new_bounds)
-            cleaned = (garbage, trimmed, *self._sweep_index(transaction))
+            cleaned = clean(transaction, databases, tables, self._minimums, bounds_of)
 
         self._environment.write(operations, bytes_estimate=estimate)
         tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key = cleaned
@@ -410,7 +385,7 @@ class WriteBatch:
             self._delete_topic_offsets(transaction, topic_id)
         for group in self._dead_offset_groups:
             cursor = transaction.cursor(databases["consumer_offsets"])
-            _delete_prefix(cursor, keys.group_prefix(group), None)
+            delete_prefix(cursor, keys.group_prefix(group), None)
         _put_table(transaction, databases["topics"], self._changed_topics, self._tables.topics)
         _put_table(
             transaction,
@@ -494,66 +469,8 @@ class WriteBatch:
         found = cursor.first()
         while found:
             group = keys.group_prefix(keys.split_consumer_offset_key(cursor.key())[0])
-            _delete_prefix(cursor, group + topic, None)
+            delete_prefix(cursor, group + topic, None)
             found = cursor.set_range(group + b"\xff" * keys.QUEUE_KEY.size)
-
-    def _remove_garbage(self, transaction: WriteTransaction) -> tuple[int, ...]:
-        """Removes a bounded number of pairs of deleted topics; returns the ids still left."""
-        databases = self._environment.databases
-        left = self._tables.garbage
-        room = GARBAGE_REMOVED_MAX
-        while left and room > 0:
-            topic = keys.TOPIC_ID.pack(left[0])
-            for name in ("consume_queue", "key_index"):
-                room -= _delete_prefix(transaction.cursor(databases[name]), topic, room)
-            if room > 0:
-                transaction.delete(topic, db=databases["garbage"])
-                left = left[1:]
-        return left
-
-    def _remove_trimmed(
-        self,
-        transaction: WriteTransaction,
-        new_bounds: dict[tuple[int, int], tuple[int, int]],
-    ) -> tuple[tuple[int, int], ...]:
-        """Removes a bounded number of chunks below queues' minimums; returns the queues left."""
-        databases = self._environment.databases
-        known = set(self._tables.trimmed)
-        left = self._tables.trimmed + tuple(queue for queue in self._minimums if queue not in known)
-        room = GARBAGE_REMOVED_MAX
-        while left and room > 0:
-            queue = left[0]
-            low, _ = new_bounds.get(queue) or self._base.bounds.get(queue, (0, 0))
-            stop = keys.CHUNK_KEY.pack(*queue, low // keys.CHUNK_UNITS)
-            cursor = transaction.cursor(databases["consume_queue"])
-            found = cursor.set_range(keys.CHUNK_KEY.pack(*queue, 0))
-            while found and room > 0 and cursor.key() < stop:
-                cursor.delete()
-                room -= 1
-                found = bool(cursor.key())
-            if room > 0:
-                transaction.delete(keys.QUEUE_KEY.pack(*queue), db=databases["garbage"])
-                left = left[1:]
-        return left
-
-    def _sweep_index(self, transaction: WriteTransaction) -> tuple[int, bytes]:
-        """Removes index entries of messages that are gone; returns how far sweeping has come."""
-        tables = self._tables
-        retained = tables.retained_offset
-        if tables.swept_offset >= retained:
-            return tables.swept_offset, b""
-        cursor = transaction.cursor(self._environment.databases["key_index"])
-        found = cursor.set_range(tables.sweep_key) if tables.sweep_key else cursor.first()
-        for _ in range(INDEX_SWEPT_MAX):
-            if not found:
-                return retained, b""
-            key = cursor.key()
-            if keys.PHYSICAL_OFFSET.unpack_from(key, len(key) - 8)[0] < retained:
-                cursor.delete()
-                found = bool(cursor.key())
-            else:
-                found = cursor.next()
-        return tables.swept_offset, cursor.key() if found else b""
 
     def _own_topics(self) -> None:
         if self._tables.topics is self._base.topics:
@@ -580,21 +497,7 @@ def _put_table(
 
 
 def _delete_topic_pairs(transaction: WriteTransaction, database: Database, topic_id: int) -> None:
-    _delete_prefix(transaction.cursor(database), keys.TOPIC_ID.pack(topic_id), None)
-
-
-def _delete_prefix(cursor: ReadCursor, prefix: bytes, count_max: int | None) -> int:
-    """Deletes up to `count_max` pairs whose keys begin with the prefix; returns how many."""
-    count = 0
-    found = cursor.set_range(prefix)
-    while found and (count_max is None or count < count_max):
-        if not cursor.key().startswith(prefix):
-            break
-        cursor.delete()
-        count += 1
-        # Deleting leaves the cursor at the next pair, or nowhere after the last one.
-        found = bool(cursor.key())
-    return count
+    delete_prefix(transaction.cursor(database), keys.TOPIC_ID.pack(topic_id), None)
 
 
 def _check_name(name: str) -> None:

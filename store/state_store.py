@@ -38,8 +38,9 @@ from store.lmdb_env import (
 )
 from store.producer_lanes import LANE_KEY, LaneBatch, Repeated, find_batch, load_lanes
 from store.snapshots import replace_data_file
-from store.state_batch import DATABASE_NAMES, StateTables, WriteBatch
+from store.state_batch import DATABASE_NAMES, WriteBatch
 from store.state_rows import RowReader
+from store.state_tables import StateTables
 from store.timer_table import TimerReader
 
 _logger = logging.getLogger(__name__)

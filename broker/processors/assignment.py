@@ -39,7 +39,8 @@ from dledger.remoting.bodies.popping import (
 )
 from dledger.remoting.client import RemotingClient
 from dledger.remoting.commands import Command
-from dledger.remoting.headers import GetRouteHeader, to_ext
+from dledger.remoting.headers import to_ext
+from dledger.remoting.nameserver_headers import GetRouteHeader
 from dledger.remoting.server import Connection
 
 logger = logging.getLogger(__name__)

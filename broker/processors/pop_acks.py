@@ -48,8 +48,6 @@ from dledger.remoting.pop_headers import (
 )
 from dledger.remoting.server import Connection
 
-Changed = Callable[[int, DLedgerError | None], None]
-
 
 class StaleHandleError(RequestError):
     """The message was given out again, or is done with. Nothing was done."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from types import TracebackType
 
 from dledger.client.config import AdminConfig, nameserver_addresses
 from dledger.client.dead_letters import DeadLetters
@@ -25,6 +24,7 @@ from dledger.errors import (
     RouteNotFoundError,
     TopicNotFoundError,
 )
+from dledger.lifetime import AsyncLifetime
 from dledger.message import (
     ReceivedMessage,
     decode_stored,
@@ -53,7 +53,6 @@ from dledger.remoting.headers import (
     CreateTopicHeader,
     DeleteGroupHeader,
     DeleteTopicHeader,
-    DeleteTopicInNameserverHeader,
     GetConsumerConnectionsHeader,
     GetConsumeStatsHeader,
     GetTopicConfigHeader,
@@ -61,12 +60,13 @@ from dledger.remoting.headers import (
     QueryTopicConsumersHeader,
     ViewMessageHeader,
 )
+from dledger.remoting.nameserver_headers import DeleteTopicInNameserverHeader
 from dledger.remoting.reset_headers import CloneGroupOffsetHeader
 
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers
 
 
-class AsyncAdmin(GroupAdmin):
+class AsyncAdmin(GroupAdmin, AsyncLifetime):
     """Administers a cluster.
 
     Every method raises `BrokerResponseError` when a server refuses (its `definite` says whether
@@ -100,20 +100,6 @@ class AsyncAdmin(GroupAdmin):
     async def close(self) -> None:
         """Disconnects. A second call does nothing."""
         await self._session.close()
-
-    async def __aenter__(self) -> AsyncAdmin:
-        """Starts the client."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        await self.close()
 
     def dead_letters(self) -> DeadLetters:
         """Returns what looks at dead letters and replays them."""

@@ -17,13 +17,14 @@ from dledger.client.group_reader import Delivery, GroupReader
 from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
 from dledger.errors import ClientClosedError, ConfigError
+from dledger.lifetime import AsyncLifetime
 from dledger.message import ReceivedMessage, validate_group
 from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 
 AsyncHandler = Callable[[ReceivedMessage], Awaitable[object]]
 
 
-class AsyncPushConsumer:
+class AsyncPushConsumer(AsyncLifetime):
     """A member of a consumer group; its share of the queues follows who else is there.
 
     Use as `async with AsyncPushConsumer(...) as consumer`, or call `start` and `close`.
@@ -149,11 +150,6 @@ class AsyncPushConsumer:
         await self._reader.close(is_idle=is_idle)
         await self._session.close()
 
-    async def __aenter__(self) -> AsyncPushConsumer:
-        """Starts the consumer."""
-        await self.start()
-        return self
-
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -163,7 +159,7 @@ class AsyncPushConsumer:
         """Closes; without an exception, the message iterated last counts as processed."""
         if kind is None:
             self._finish_handed()
-        await self.close()
+        await super().__aexit__(kind, error, trace)
 
     # --- delivery -----------------------------------------------------------------------------
 

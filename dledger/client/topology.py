@@ -11,8 +11,8 @@ from dledger.errors import BrokerResponseError, InvalidParameterError
 from dledger.message import validate_topic
 from dledger.model import GroupConfig, TopicConfig
 from dledger.remoting.bodies import decode_topic_table, encode_group_config
-from dledger.remoting.headers import (
-    CreateTopicHeader,
+from dledger.remoting.headers import CreateTopicHeader
+from dledger.remoting.nameserver_headers import (
     DeleteKvConfigHeader,
     GetKvConfigHeader,
     GetKvConfigResponse,

@@ -326,9 +326,10 @@ class CatchUp(Elections):
         incoming = self._incoming
         if held or first.index <= self._SyncObj__raftCommitIndex or incoming is None:
             return False
-        if incoming.configuration is not None and incoming.configuration.index:
+        if incoming.configuration is not None:
             # Before the log is dropped. It is committed, so it counts whatever comes of this; and
-            # of what this log holds beyond the commit index nothing can be committed any more.
+            # of what this log holds beyond the commit index nothing can be committed any more: a
+            # change of its own would otherwise pass for a committed one behind the new log's front.
             self._membership.install(incoming.configuration)
             self._members_changed()
         return True

@@ -64,9 +64,14 @@ class Elections(Roster):
             )
 
     def _SyncObj__connectedToAnyone(self) -> bool:
-        """Whether an election makes sense: learners do not vote."""
+        """Whether an election makes sense: learners do not vote.
+
+        The library asks right before it stands for election, a moment after `_campaign_if_due`.
+        """
         voters = self._SyncObj__otherNodes
-        return not voters or not voters.isdisjoint(self._SyncObj__connectedNodes)
+        return self._membership.is_voter and (
+            not voters or not voters.isdisjoint(self._SyncObj__connectedNodes)
+        )
 
     def _on_pre_vote(self, node: Node, message: dict[str, Any]) -> None:
         current = self._SyncObj__raftCurrentTerm

@@ -132,9 +132,6 @@ class Engine(CatchUp):
         engine_clock.set(self._clock)
         if self._SyncObj__raftState != LEADER:
             self._campaign_if_due()
-        elif not self._SyncObj__otherNodes and self._log.durable_index < self._log.last_index:
-            # A group of one: the library would commit what is not durable yet.
-            return
         self._onTick(0)
         self._settle_configuration()
         if self._SyncObj__raftState == LEADER:
@@ -200,9 +197,8 @@ class Engine(CatchUp):
 
     def round_confirmed(self, number: int) -> bool:
         """Whether a majority, this replica included, answered that broadcast or a later one."""
-        voters = self.voter_ids()
-        answers = 1 + sum(self._progress[voter].round >= number for voter in voters)
-        return answers * 2 > len(voters) + 1
+        answers = 1 + sum(self._progress[voter].round >= number for voter in self.voter_ids())
+        return answers * 2 > len(self._SyncObj__otherNodes) + 1
 
     def next_deadline(self) -> float:
         """Returns the monotonic time of the next thing to do without a message."""
@@ -576,9 +572,14 @@ class Engine(CatchUp):
     def _SyncObj__getEntries(
         self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
     ) -> list[tuple[bytes, int, int]]:
-        """Answers the commit rule, which asks for one entry and reads only its term."""
+        """Answers the commit rule, which asks for one entry and reads only its term.
+
+        It always counts the leader, so it gets nothing that is not durable here: in a group of one
+        that alone decides.
+        """
         invariant(count == 1 and fromIDx is not None, "the library asked for a range of entries")
-        term = self._log.term_at(fromIDx or 0)
+        is_durable = (fromIDx or 0) <= self._log.durable_index
+        term = self._log.term_at(fromIDx or 0) if is_durable else None
         return [] if term is None else [(b"", fromIDx or 0, term)]
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:

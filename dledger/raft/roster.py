@@ -154,11 +154,30 @@ class Roster(SyncObj):  # type: ignore[misc]
             if current.has(peer_id, self._lives[peer_id])
         }
         voters = set(current.voters)
-        self._SyncObj__otherNodes = {p for i, p in self._targets.items() if i in voters}
+        heard = {p for i, p in self._targets.items() if i in voters}
+        self._SyncObj__otherNodes = heard | self._voters_gone(current)
         self._SyncObj__readonlyNodes = {p for i, p in self._targets.items() if i not in voters}
         if self._SyncObj__raftState == LEADER:
             self._follow_targets()
         self._host.members_changed()
+
+    def _voters_gone(self, current: Configuration) -> set[Peer]:
+        """Returns stand-ins for voters whose names have another life by now.
+
+        They count until the configuration that removed them is known here, and nobody answers for
+        them. Without them who is far behind could be a majority of fewer, even of itself.
+        """
+        own = self._membership.identity.replica_id
+        gone = {
+            Peer(f"{member.id} (incarnation {member.incarnation})")
+            for member in current.members
+            if member.is_voter and member.id != own and member.id not in self._targets
+        }
+        for peer in gone:  # as a leader
+            self._SyncObj__raftNextIndex.setdefault(peer, self._log.last_index + 1)
+            self._SyncObj__raftMatchIndex.setdefault(peer, 0)
+            self._SyncObj__lastResponseTime.setdefault(peer, float("-inf"))
+        return gone
 
     def _forget(self, peer_id: str) -> None:
         peer = self._peers.pop(peer_id, None)

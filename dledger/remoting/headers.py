@@ -8,13 +8,12 @@ Fields that are not declared are ignored; fields with a default may be absent.
 from __future__ import annotations
 
 import functools
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from dledger.codes import AUTO_CREATE_TOPIC, RequestCode
+from dledger.codes import AUTO_CREATE_TOPIC
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -341,152 +340,7 @@ class GetConsumeStatsHeader(Struct, kw_only=True):
     topic_list: str = field(name="topicList", default="")
 
 
-# --- nameserver ---------------------------------------------------------------------------------
-
-
-class RegisterBrokerHeader(Struct, kw_only=True):
-    """REGISTER_BROKER.
-
-    Ours: `term` (the highest one wins broker id 0) and `shared_address`, an address that the leader
-    took over from the one before it.
-    """
-
-    broker_name: str = field(name="brokerName")
-    broker_address: str = field(name="brokerAddr")
-    cluster_name: str = field(name="clusterName")
-    ha_server_address: str = field(name="haServerAddr", default="")
-    broker_id: Int64 = field(name="brokerId")
-    heartbeat_timeout_ms: Int64 | None = field(name="heartbeatTimeoutMillis", default=None)
-    enable_acting_master: bool | None = field(name="enableActingMaster", default=None)
-    compressed: bool = False
-    body_crc32: Int64 = field(name="bodyCrc32", default=0)
-    term: Int64 = field(name="dlTerm", default=0)
-    shared_address: str = field(name="dlSharedAddress", default="")
-
-
-class RegisterBrokerResponse(Struct, kw_only=True):
-    """Who leads the registered broker group, as far as the nameserver knows."""
-
-    ha_server_address: str = field(name="haServerAddr", default="")
-    master_address: str = field(name="masterAddr", default="")
-
-
-class UnregisterBrokerHeader(Struct, kw_only=True):
-    """UNREGISTER_BROKER."""
-
-    broker_name: str = field(name="brokerName")
-    broker_address: str = field(name="brokerAddr")
-    cluster_name: str = field(name="clusterName", default="")
-    broker_id: Int64 = field(name="brokerId", default=0)
-
-
-class GetRouteHeader(Struct, kw_only=True):
-    """GET_ROUTEINFO_BY_TOPIC. `own_addresses` is ours: the replicas' own, never a shared one."""
-
-    topic: str
-    accept_standard_json_only: bool = field(name="acceptStandardJsonOnly", default=False)
-    own_addresses: bool = field(name="dlOwnAddresses", default=False)
-
-
-class GetTopicsByClusterHeader(Struct, kw_only=True):
-    """GET_TOPICS_BY_CLUSTER."""
-
-    cluster: str
-
-
-class DeleteTopicInNameserverHeader(Struct, kw_only=True):
-    """DELETE_TOPIC_IN_NAMESRV."""
-
-    topic: str
-    cluster_name: str = field(name="clusterName", default="")
-
-
-class PutKvConfigHeader(Struct, kw_only=True):
-    """PUT_KV_CONFIG."""
-
-    namespace: str
-    key: str
-    value: str
-
-
-class GetKvConfigHeader(Struct, kw_only=True):
-    """GET_KV_CONFIG."""
-
-    namespace: str
-    key: str
-
-
-class GetKvConfigResponse(Struct, kw_only=True):
-    """The value of one key."""
-
-    value: str
-
-
-class DeleteKvConfigHeader(Struct, kw_only=True):
-    """DELETE_KV_CONFIG."""
-
-    namespace: str
-    key: str
-
-
-class GetKvListHeader(Struct, kw_only=True):
-    """GET_KVLIST_BY_NAMESPACE."""
-
-    namespace: str
-
-
-class BrokerHeartbeatHeader(Struct, kw_only=True):
-    """BROKER_HEARTBEAT."""
-
-    cluster_name: str = field(name="clusterName")
-    broker_address: str = field(name="brokerAddr")
-    broker_name: str = field(name="brokerName")
-    broker_id: Int64 | None = field(name="brokerId", default=None)
-    heartbeat_timeout_ms: Int64 | None = field(name="heartbeatTimeoutMills", default=None)
-    epoch: Int64 | None = None
-    offset_max: Int64 | None = field(name="maxOffset", default=None)
-    confirm_offset: Int64 | None = field(name="confirmOffset", default=None)
-    election_priority: Int64 | None = field(name="electionPriority", default=None)
-
-
-class GetBrokerMemberGroupHeader(Struct, kw_only=True):
-    """GET_BROKER_MEMBER_GROUP."""
-
-    cluster_name: str = field(name="clusterName")
-    broker_name: str = field(name="brokerName")
-
-
-class QueryDataVersionHeader(Struct, kw_only=True):
-    """QUERY_DATA_VERSION."""
-
-    broker_name: str = field(name="brokerName")
-    broker_address: str = field(name="brokerAddr")
-    cluster_name: str = field(name="clusterName", default="")
-    broker_id: Int64 = field(name="brokerId", default=0)
-
-
-class QueryDataVersionResponse(Struct, kw_only=True):
-    """Whether the broker should register again."""
-
-    changed: bool
-
-
-class WritePermissionHeader(Struct, kw_only=True):
-    """WIPE_WRITE_PERM_OF_BROKER and ADD_WRITE_PERM_OF_BROKER."""
-
-    broker_name: str = field(name="brokerName")
-
-
-class WipeWritePermissionResponse(Struct, kw_only=True):
-    """How many topics of the broker lost their write permission."""
-
-    topic_count: Int32 = field(name="wipeTopicCount")
-
-
-class AddWritePermissionResponse(Struct, kw_only=True):
-    """How many topics of the broker got their write permission back."""
-
-    topic_count: Int32 = field(name="addTopicCount")
+# --- members of a broker group ------------------------------------------------------------------
 
 
 class TransferLeaderHeader(Struct, kw_only=True):
@@ -513,66 +367,6 @@ class RemoveReplicaHeader(Struct, kw_only=True):
     """REMOVE_REPLICA: who leaves the group."""
 
     replica_id: str = field(name="replicaId")
-
-
-# The header of each request; `None` where a request has no fields of its own.
-REQUEST_HEADERS: MappingProxyType[RequestCode, type[Struct] | None] = MappingProxyType(
-    {
-        RequestCode.SEND_MESSAGE: SendMessageHeader,
-        RequestCode.SEND_MESSAGE_V2: SendMessageHeaderV2,
-        RequestCode.SEND_BATCH_MESSAGE: SendMessageHeaderV2,
-        RequestCode.CONSUMER_SEND_MESSAGE_BACK: ConsumerSendBackHeader,
-        RequestCode.END_TRANSACTION: EndTransactionHeader,
-        RequestCode.PULL_MESSAGE: PullMessageHeader,
-        RequestCode.LITE_PULL_MESSAGE: PullMessageHeader,
-        RequestCode.QUERY_CONSUMER_OFFSET: QueryConsumerOffsetHeader,
-        RequestCode.UPDATE_CONSUMER_OFFSET: UpdateConsumerOffsetHeader,
-        RequestCode.SEARCH_OFFSET_BY_TIMESTAMP: SearchOffsetHeader,
-        RequestCode.GET_MAX_OFFSET: GetMaxOffsetHeader,
-        RequestCode.GET_MIN_OFFSET: GetMinOffsetHeader,
-        RequestCode.GET_EARLIEST_MESSAGE_STORE_TIME: GetEarliestStoreTimeHeader,
-        RequestCode.QUERY_MESSAGE: QueryMessageHeader,
-        RequestCode.VIEW_MESSAGE_BY_ID: ViewMessageHeader,
-        RequestCode.HEART_BEAT: None,
-        RequestCode.UNREGISTER_CLIENT: UnregisterClientHeader,
-        RequestCode.GET_CONSUMER_LIST_BY_GROUP: GetConsumerListHeader,
-        RequestCode.NOTIFY_CONSUMER_IDS_CHANGED: NotifyConsumerIdsChangedHeader,
-        RequestCode.LOCK_BATCH_MQ: None,
-        RequestCode.UNLOCK_BATCH_MQ: None,
-        RequestCode.UPDATE_AND_CREATE_TOPIC: CreateTopicHeader,
-        RequestCode.DELETE_TOPIC_IN_BROKER: DeleteTopicHeader,
-        RequestCode.GET_TOPIC_CONFIG: GetTopicConfigHeader,
-        RequestCode.GET_ALL_TOPIC_CONFIG: GetAllTopicConfigHeader,
-        RequestCode.GET_TOPIC_STATS_INFO: GetTopicStatsHeader,
-        RequestCode.QUERY_TOPIC_CONSUME_BY_WHO: QueryTopicConsumersHeader,
-        RequestCode.GET_BROKER_RUNTIME_INFO: None,
-        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: None,
-        RequestCode.GET_ALL_SUBSCRIPTION_GROUP_CONFIG: GetAllGroupConfigHeader,
-        RequestCode.GET_SUBSCRIPTION_GROUP_CONFIG: GetGroupConfigHeader,
-        RequestCode.DELETE_SUBSCRIPTION_GROUP: DeleteGroupHeader,
-        RequestCode.GET_CONSUMER_CONNECTION_LIST: GetConsumerConnectionsHeader,
-        RequestCode.GET_PRODUCER_CONNECTION_LIST: GetProducerConnectionsHeader,
-        RequestCode.GET_CONSUME_STATS: GetConsumeStatsHeader,
-        RequestCode.REGISTER_BROKER: RegisterBrokerHeader,
-        RequestCode.UNREGISTER_BROKER: UnregisterBrokerHeader,
-        RequestCode.GET_ROUTEINFO_BY_TOPIC: GetRouteHeader,
-        RequestCode.GET_BROKER_CLUSTER_INFO: None,
-        RequestCode.GET_ALL_TOPIC_LIST_FROM_NAMESERVER: None,
-        RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_NAMESERVER: None,
-        RequestCode.GET_TOPICS_BY_CLUSTER: GetTopicsByClusterHeader,
-        RequestCode.DELETE_TOPIC_IN_NAMESRV: DeleteTopicInNameserverHeader,
-        RequestCode.PUT_KV_CONFIG: PutKvConfigHeader,
-        RequestCode.GET_KV_CONFIG: GetKvConfigHeader,
-        RequestCode.DELETE_KV_CONFIG: DeleteKvConfigHeader,
-        RequestCode.GET_KVLIST_BY_NAMESPACE: GetKvListHeader,
-        RequestCode.BROKER_HEARTBEAT: BrokerHeartbeatHeader,
-        RequestCode.GET_BROKER_MEMBER_GROUP: GetBrokerMemberGroupHeader,
-        RequestCode.QUERY_DATA_VERSION: QueryDataVersionHeader,
-        RequestCode.WIPE_WRITE_PERM_OF_BROKER: WritePermissionHeader,
-        RequestCode.ADD_WRITE_PERM_OF_BROKER: WritePermissionHeader,
-        RequestCode.TRANSFER_LEADER: TransferLeaderHeader,
-    }
-)
 
 
 def to_ext(header: Struct) -> dict[str, str]:

@@ -27,6 +27,7 @@ from broker.config import BrokerConfig
 from dledger.client.admin import AsyncAdmin
 from dledger.config import build_config
 from dledger.errors import DLedgerError, InvalidParameterError, LocalProtocolError
+from dledger.lifetime import Lifetime
 from dledger.testing.hosting import NameserverHost, ReplicaHost, ReplicaState
 from dledger.testing.links import Links
 from dledger.testing.places import HOST, Ports, TemporaryHome
@@ -80,7 +81,7 @@ class Partition:
         self.heal()
 
 
-class LocalCluster:
+class LocalCluster(Lifetime):
     """A nameserver and broker groups, for the time of a `with` block. One thread at a time.
 
     See `AsyncLocalCluster` for tests that run in an event loop.
@@ -172,20 +173,6 @@ class LocalCluster:
         self._groups.clear()
         self._hosts.clear()
         self._home = self._nameserver = self._admin = None
-
-    def __enter__(self) -> Self:
-        """Starts, see `start`."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
 
     # --- what there is ------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dledger.testing import LocalCluster
-from interop.apache.checks import CHECKS, Different, Place
+from interop.apache.checks import CHECKS
+from interop.apache.place import Different, Place
 from interop.apache.servers import Servers
 
 ROOT = Path(__file__).resolve().parents[2]

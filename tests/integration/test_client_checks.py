@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from dledger.testing import LocalCluster
-from interop.apache.checks import CHECKS, Place
+from interop.apache.checks import CHECKS
+from interop.apache.place import Place
 
 TRANSACTIONS = {"immunity_s": 1.0, "check_interval_s": 1.0}
 

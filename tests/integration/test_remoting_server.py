@@ -16,7 +16,7 @@ from dledger.errors import (
     RequestTimeoutError,
 )
 from dledger.remoting.commands import encode_binary, encode_request, encode_response
-from dledger.remoting.headers import GetRouteHeader
+from dledger.remoting.nameserver_headers import GetRouteHeader
 from dledger.remoting.server import RemotingServer, ServerConfig
 from tests.support.remoting_peers import ScriptedHandler, echo, raw_peer, run, serving, until
 

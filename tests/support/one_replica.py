@@ -143,11 +143,11 @@ class OurReplica:
         self.machine = ListMachine()
         self.sent: list[tuple[str, Message]] = []
         self.durable = True
-        membership = Membership(
+        self.membership = Membership(
             self.memory_log, "a", group_of("a", *peers), directory_id="directory-a"
         )
         self.engine = Engine(
-            "a", membership, RaftConfig(), self.memory_log, self, self.clock, random.Random(1)
+            "a", self.membership, RaftConfig(), self.memory_log, self, self.clock, random.Random(1)
         )
         self.engine.restore(applied_index)
         for peer in peers:

@@ -195,3 +195,13 @@ def test_properties_of_half_messages():
     for text in ("x", "-2", "nan", "1e99"):
         with pytest.raises(MessageRejectedError):
             half_properties(f"{name}\x01{text}\x02", topic="t", queue_id=0, producer_group="p")
+
+
+@pytest.mark.parametrize(
+    "delay", ["DELAY\x013", "TIMER_DELAY_SEC\x015", "TIMER_DELAY_MS\x015", "TIMER_DELIVER_MS\x019"]
+)
+def test_a_half_message_cannot_be_delayed(delay):
+    with pytest.raises(MessageRejectedError, match="cannot be delayed"):
+        half_properties(f"a\x011\x02{delay}\x02", topic="t", queue_id=0, producer_group="p")
+    level_none = "DELAY\x010\x02"  # what a client writes that sets "no delay"
+    assert half_properties(level_none, topic="t", queue_id=0, producer_group="p")[1] == "p"

@@ -7,7 +7,16 @@ import pytest
 
 from broker.config import load_broker_config
 from cli.errors import CommandError, ExitCode, UsageError
-from cli.layout import ClusterSpec, layout_path, load_layout, plan, save_layout, with_group
+from cli.layout import (
+    ClusterSpec,
+    layout_path,
+    load_layout,
+    plan,
+    save_layout,
+    with_group,
+    with_replica,
+    without_replica,
+)
 
 
 def test_ports_follow_one_another() -> None:
@@ -79,6 +88,31 @@ def test_one_more_group_follows_and_leaves_the_others_alone(tmp_path: Path) -> N
         with_group(first, 2)
     with pytest.raises(UsageError, match="ports"):
         with_group(plan(ClusterSpec(replicas=1, port_base=65_530)), 3)
+
+
+def test_a_new_replica_shares_the_address_of_its_group(tmp_path: Path) -> None:
+    def shared(replica: str) -> str | None:
+        return load_broker_config(tmp_path / replica / "broker.toml").shared_address
+
+    layout = plan(ClusterSpec(port_base=9000))
+    save_layout(tmp_path, layout)
+    assert {shared(f"broker-a-{n}") for n in range(3)} == {"127.0.0.2:9001"}
+    layout = without_replica(layout, "broker-a", "broker-a-0")
+    layout, new = with_replica(layout, "broker-a")
+    assert new.id == "broker-a-0"
+    save_layout(tmp_path, layout, new_replicas=[new.id])
+    assert shared(new.id) == "127.0.0.2:9001", "although nobody listens on 9001 any more"
+    for number in range(3):  # somebody does without
+        path = tmp_path / f"broker-a-{number}" / "broker.toml"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "shared_address" not in line))
+    layout, new = with_replica(layout, "broker-a")
+    save_layout(tmp_path, layout, new_replicas=[new.id])
+    assert shared(new.id) is None
+    (tmp_path / "broker-a-1" / "broker.toml").write_text("[")
+    layout, new = with_replica(layout, "broker-a")
+    with pytest.raises(CommandError, match=r"broker\.toml"):
+        save_layout(tmp_path, layout, new_replicas=[new.id])
 
 
 def test_unusable_plans(tmp_path: Path) -> None:

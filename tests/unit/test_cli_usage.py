@@ -50,6 +50,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["produce", "t", "absent.txt"], 1, "cannot read absent.txt"),
         (["produce", "t", "--queue", "1", "--shard-key", "k"], 2, "not both"),
         (["produce", "t", "--queue", "-1"], 2, "--queue"),
+        (["produce", "bad name", "/dev/null"], 2, "bad name"),
+        (["produce", "", "/dev/null"], 2, "topic"),
         (["broker", "start"], 2, "--config"),
     ],
 )

@@ -19,6 +19,9 @@ from dledger.errors import (
 from dledger.raft.configuration import Configuration
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
+from dledger.raft.protocols import Identity
+from dledger.raft.upstream import FOLLOWER
+from tests.support.one_replica import OurReplica, group_of
 from tests.support.raft_group import RaftGroup
 from tests.support.virtual_loop import run_virtual
 
@@ -324,6 +327,35 @@ def test_a_configuration_travels_with_a_snapshot() -> None:
     run_virtual(main())
 
 
+def test_an_uncommitted_change_is_taken_back_when_a_snapshot_replaces_its_entry() -> None:
+    async def main() -> None:
+        group = RaftGroup(3, with_snapshots=True)
+        await group.start()
+        await group.put(b"agreed")
+        old = await group.serving_leader()
+        gone = follower_of(group, old)
+        group.network.isolate(old.replica_id)
+        errors: list[DLedgerError | None] = []
+        old.propose_configuration(old.configuration.without(gone), lambda _r, e: errors.append(e))
+        await group.wait(lambda: errors)
+        for number in range(50):
+            await group.put(b"%d" % number)
+        for name in group.nodes:
+            if name != old.replica_id:
+                group.snapshots[name].take(keep=5)
+        group.network.heal()
+        await group.converged()
+        assert group.snapshots[old.replica_id].installed == 1
+        assert not group.fatal  # nobody was told that it was removed
+        assert all(node.configuration == group.bootstrap for node in group.nodes.values())
+        group.crash(old.replica_id)
+        await group.start([old.replica_id])
+        assert old.configuration == group.bootstrap
+        await group.stop()
+
+    run_virtual(main())
+
+
 def test_a_rebuilt_replica_is_somebody_else_and_whole() -> None:
     async def main() -> None:
         group = RaftGroup(3)
@@ -385,6 +417,75 @@ def test_one_that_is_too_far_behind_hears_a_leader_that_it_cannot_know(is_new: b
         await group.stop()
 
     run_virtual(main())
+
+
+def meet_the_rebuilt(replica: OurReplica) -> None:
+    """The other two of three left the group and came back; only this replica does not know."""
+    for incarnation, name in enumerate(("b", "c"), start=1):
+        peer = Identity(name, incarnation, f"new-{name}", f"{name}:2")
+        assert replica.membership.admit(peer)
+        replica.engine.peers_changed()
+        replica.engine.peer_up(name)
+
+
+def test_who_lives_anew_still_counts_where_that_is_not_known_yet() -> None:
+    """Else a replica that is far behind would be a majority of itself, and lead alone."""
+    replica = OurReplica()
+    meet_the_rebuilt(replica)
+    for _ in range(20):
+        replica.clock.advance(1.0)
+        replica.tick()
+    assert replica.engine.raft_state() == FOLLOWER
+    assert replica.engine.raft_term() == 0
+
+
+def test_a_leader_counts_who_lives_anew_as_before() -> None:
+    replica = OurReplica()
+    replica.lead()
+    replica.reply("b", replica.memory_log.last_index + 1, success=True)
+    replica.tick()
+    committed = replica.engine.commit_index()
+    assert committed == replica.memory_log.last_index
+    meet_the_rebuilt(replica)
+    assert not replica.engine.round_confirmed(replica.engine.begin_round())
+    replica.propose(b"alone")
+    replica.tick()
+    assert replica.engine.commit_index() == committed
+    assert replica.engine.raft_state() == FOLLOWER
+
+
+def test_who_does_not_vote_does_not_stand_for_election_either() -> None:
+    """The library looks at the clock once more after us: the time may be over just then."""
+    replica = OurReplica()
+    replica.membership.append(Configuration(members=group_of("b", "c").members).placed(1, 0))
+    replica.engine.peers_changed()
+    replica.clock.advance(5.0)
+    replica.engine._onTick(0)
+    assert replica.engine.raft_state() == FOLLOWER
+    assert replica.engine.raft_term() == 0
+
+
+def test_a_single_voter_goes_on_while_more_is_being_written() -> None:
+    """Its disk is always a little behind; what it has is committed nevertheless."""
+    replica = OurReplica(())
+    replica.clock.advance(5.0)
+    replica.tick()
+    replica.sync()
+    learning = replica.engine.configuration().with_learner("b", "b:1", "b:2")
+    replica.engine.propose_configuration(learning)
+    replica.engine.peer_up("b")
+    replica.sync()
+    replica.tick()
+    assert replica.membership.is_settled
+    replica.durable = False
+    replica.propose(b"durable soon")
+    durable = replica.memory_log.last_index
+    for number in range(5):
+        replica.sync()
+        replica.propose(b"%d" % number)  # written, not synced
+        replica.tick()
+        assert replica.engine.commit_index() == replica.memory_log.durable_index >= durable
+        assert replica.memory_log.durable_index < replica.memory_log.last_index
 
 
 class CountsByTheOldConfiguration(Engine):

@@ -19,7 +19,8 @@ from dledger.errors import (
 from dledger.model import GroupConfig, QueueUnit, TopicConfig
 from store import state_keys as keys
 from store.lmdb_env import DATA_FILE, LmdbEnvironment, WriteTransaction
-from store.state_batch import GARBAGE_REMOVED_MAX, ConsumerOffset, WriteBatch
+from store.state_batch import ConsumerOffset, WriteBatch
+from store.state_cleaning import GARBAGE_REMOVED_MAX
 from store.state_store import MARK_FILE, StateStore
 
 
