@@ -102,7 +102,10 @@ def _nameservers(nameservers: Mapping[str, Routes | None]) -> Iterable[Finding]:
         if routes is None:
             level, text = Level.PROBLEM, f"{address} does not answer"
         else:
-            level, text = Level.GOOD, f"{address} knows {len(routes)} broker groups"
+            level, text = (
+                Level.GOOD,
+                f"{address} answers; broker groups: {', '.join(sorted(routes)) or 'none'}",
+            )
         yield Finding(check="nameserver", level=level, text=text)
 
 
