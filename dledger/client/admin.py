@@ -489,7 +489,10 @@ class AsyncAdmin(GroupAdmin, AsyncLifetime):
             return known
         unknown = sorted(set(names) - set(known))
         if unknown:
-            raise InvalidParameterError(f"there are no broker groups {unknown}; known: {known}")
+            raise InvalidParameterError(
+                f"no nameserver knows a running broker group {', '.join(unknown)}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
         return sorted(set(names))
 
     async def _wait_visible(self, topic: str, queue_count: int) -> None:
