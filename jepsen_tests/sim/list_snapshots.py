@@ -183,8 +183,11 @@ class ListSnapshots:
             if (len(writer.data), zlib.crc32(writer.data)) != (size, crc):
                 done(None, RemoteProtocolError("damaged on its way"))
                 return
-            if not may_install():
-                done(None, TransferFailedError("the log has gone on; no snapshot is needed"))
+            try:
+                if not may_install():
+                    raise TransferFailedError("the log has gone on; no snapshot is needed")
+            except DLedgerError as error:
+                done(None, error)
                 return
             shelf = self._shelf
             shelf.newest, shelf.installing = (applied_index, writer.data), record

@@ -53,6 +53,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["produce", "bad name", "/dev/null"], 2, "bad name"),
         (["produce", "", "/dev/null"], 2, "topic"),
         (["broker", "start"], 2, "--config"),
+        (["nameserver", "start", "--listen", "9876"], 2, "--listen = '9876': must be host:port"),
     ],
 )
 def test_one_line_and_the_exit_code(
