@@ -18,7 +18,6 @@ import logging
 from collections.abc import Callable
 
 from broker.config import parse_address
-from broker.context import RaftView
 from broker.tasks import Tasks
 from dledger.errors import ConfigError
 from dledger.remoting.server import RemotingServer
@@ -33,23 +32,21 @@ RETRY_MAX_S = 2.0
 class SharedAddress:
     """Listens on a group's shared address while this replica leads. Satisfies `RaftListener`."""
 
-    def __init__(
-        self, address: str | None, server: RemotingServer, tasks: Tasks, raft: RaftView
-    ) -> None:
+    def __init__(self, address: str | None, server: RemotingServer, tasks: Tasks) -> None:
         """Prepares it.
 
         Args:
             address: `host:port`; without one, nothing is ever done.
             server: Takes the connections.
             tasks: Owner of the attempts to listen.
-            raft: Whether this replica leads.
         """
         self._address = address or ""
         self._server = server
         self._tasks = tasks
-        self._raft = raft
         self._on_changed: Callable[[], None] = lambda: None
         self._listener: asyncio.AbstractServer | None = None
+        # Not `raft.is_serving`: that pauses while a transfer is tried, and may then go on.
+        self._is_wanted = False
         self._is_trying = False
 
     def on_changed(self, callback: Callable[[], None]) -> None:
@@ -65,12 +62,14 @@ class SharedAddress:
 
     def on_serving(self, term: int) -> None:
         """Begins to listen, as soon as the address is free."""
+        self._is_wanted = True
         if self._address and self._listener is None and not self._is_trying:
             self._is_trying = True
             self._tasks.spawn(self._take(), "shared-address")
 
     def on_stopped_serving(self) -> None:
         """Leaves the address to the next leader. Open connections stay and are forwarded."""
+        self._is_wanted = False
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -87,7 +86,7 @@ class SharedAddress:
         pause_s = RETRY_S
         told = False
         try:
-            while self._raft.is_serving:
+            while self._is_wanted:
                 try:
                     listener = await self._server.listen(host, port)
                 except ConfigError as error:
@@ -97,7 +96,7 @@ class SharedAddress:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, RETRY_MAX_S)
                     continue
-                if not self._raft.is_serving:
+                if not self._is_wanted:
                     listener.close()
                     return
                 self._listener = listener

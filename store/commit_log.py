@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dledger.clock import Clock, SystemClock
 from dledger.errors import (
-    DiskFailureError,
-    DiskFullError,
-    StoreClosedError,
     StoreError,
     invariant,
 )
 from store import recovery
+from store.active_segment import ActiveSegment
 from store.config import StoreConfig
-from store.files import NO_SPACE_ERRNOS, SHORTAGE_ERRNOS, FileLock, FileSystem, OsFileSystem
+from store.files import FileLock, FileSystem, OsFileSystem
 from store.front import FrontRemoval, droppable
-from store.group_commit import GroupCommit, Seal
+from store.group_commit import GroupCommit
+from store.log_health import LogHealth
 from store.log_reset import reset_files
 from store.log_statistics import CommitLogStatistics
 from store.mark_file import DurableMark
@@ -40,8 +39,7 @@ from store.record import (
     encode_record,
     stamped_offsets,
 )
-from store.segment import Segment, SegmentFacts, segment_name
-from store.space import PAGE_BYTES, TINY_RECORD_BYTES, choose_capacity, margin_bytes
+from store.segment import Segment, SegmentFacts
 from store.sync_worker import SyncWorker, ThreadSyncWorker
 from store.tail_cache import TailCache
 from store.verify import VerifyReport, open_error, verify_directory
@@ -76,17 +74,18 @@ class CommitLog:
         self._group = group
         self._mark = mark
         self._lock = lock
+        self._health = LogHealth(directory, group)
         self._segments: list[Segment] = []
-        self._active: Segment | None = None
         self._cache = TailCache(config.tail_cache_bytes)
         self._reader = LogReader(self._segments, self._cache, config.segments_mapped_max)
-        self._margin_bytes = margin_bytes(config)
+        self._active = ActiveSegment(
+            fs, directory, config, group, self._health, self._segments, self._reader
+        )
         self._last_index = 0
         self._last_term = 0
         self._offset_end = 0
         self._vote = Vote(0, None)
         self._members: bytes | None = None
-        self._is_closed = False
 
     @classmethod
     def open(
@@ -164,8 +163,8 @@ class CommitLog:
     def _adopt(self, found: recovery.Examination, vote: Vote, members: bytes | None) -> None:
         self._segments.extend(found.segments)
         if found.segments:
-            self._active = found.segments[-1]
-            self._offset_end = self._active.end
+            self._active.segment = found.segments[-1]
+            self._offset_end = found.segments[-1].end
         self._last_index, self._last_term = found.last_index, found.last_term
         self._group.begin(found.last_index, self._offset_end)
         self._vote = vote
@@ -225,19 +224,7 @@ class CommitLog:
             DiskFullError: There is no room. Nothing has changed; try again later.
             DiskFailureError: The log has failed.
         """
-        self._check_writable()
-        active = self._active
-        if (
-            active is not None
-            and active.length + size_bytes + self._margin_bytes <= active.capacity
-        ):
-            return
-        try:
-            self._roll(size_bytes)
-        except DiskFullError:
-            fits = active is not None and active.length + size_bytes <= active.capacity
-            if size_bytes > TINY_RECORD_BYTES or not fits:
-                raise
+        self._active.reserve(size_bytes, self._offset_end)
 
     def append(self, index: int, term: int, body: bytes | bytearray | memoryview) -> None:
         """Appends the entry that follows the newest one.
@@ -257,10 +244,10 @@ class CommitLog:
         )
         invariant(term >= self._last_term, "term goes back", term=term, last=self._last_term)
         invariant(record_bytes <= self._config.record_bytes_max, "record too large", n=record_bytes)
-        segment = self._room(record_bytes)
+        segment = self._active.room(record_bytes, self._offset_end)
         offset = self._offset_end
         record = encode_record(offset, index, term, body)
-        self._write(segment, record)
+        self._active.write(record)
         segment.add(index, term, record_bytes)
         self._offset_end = offset + record_bytes
         self._last_index, self._last_term = index, term
@@ -297,8 +284,8 @@ class CommitLog:
                 offset_end=offset,
             )
             index, term, offset = entry.index, entry.term, offset + len(entry.record)
-        segment = self._room(len(data))
-        self._write(segment, data)
+        segment = self._active.room(len(data), self._offset_end)
+        self._active.write(data)
         view, start = memoryview(data), 0
         for entry in entries:
             stop = start + len(entry.record)
@@ -328,7 +315,7 @@ class CommitLog:
 
         Concurrency: blocks the loop for a few syncs. It happens when leaders change.
         """
-        self._check_writable()
+        self._health.check()
         if index > self._last_index:
             return
         invariant(index >= self.first_index, "truncating below the first entry", index=index)
@@ -336,13 +323,13 @@ class CommitLog:
         target = self._reader.segment_of_index(index)
         offset = target.base + target.bounds(index)[0]
         term = self.term_at(index - 1)
-        with self._fatal_errors("truncation"):
+        with self._health.fatal_errors("truncation"):
             # Lowered first: else a crash in between would look like loss of synced records.
             self._mark.lower_to(offset)
             self._drop_after(target)
             target.cut(index)
             recovery.reopen(self._fs, target, self._config)
-        self._active = target
+        self._active.segment = target
         self._reader.forget_from(index, target)
         self._last_index = index - 1 if self._segments[0].count else 0
         self._last_term = term or 0
@@ -360,19 +347,19 @@ class CommitLog:
 
         Concurrency: blocks the loop for as long as removing the files takes.
         """
-        self._check_writable()
+        self._health.check()
         self._settle()
-        with self._fatal_errors("replacement"):
+        with self._health.fatal_errors("replacement"):
             for segment in self._segments:
                 segment.close()
             self._segments.clear()
-            self._active = None
+            self._active.segment = None
             self._reader.close()
             reset_files(self._fs, self._directory, self._config, self._mark, record)
             found = recovery.open_log(self._fs, self._directory, self._config, self._mark)
         self._segments.extend(found.segments)
-        self._active = found.segments[-1]
-        self._offset_end = self._active.end
+        self._active.segment = found.segments[-1]
+        self._offset_end = found.segments[-1].end
         self._last_index, self._last_term = found.last_index, found.last_term
         self._group.restart(self._last_index, self._offset_end)
         logger.info("log replaced %s", self)
@@ -392,7 +379,7 @@ class CommitLog:
             What is to be removed, None if nothing is. Until it has run, or if the process dies
             before, the segments are found again at the next opening.
         """
-        self._check_writable()
+        self._health.check()
         count = droppable(
             self._segments,
             physical_offset=physical_offset,
@@ -423,70 +410,6 @@ class CommitLog:
             self._fs.sync_directory(self._directory)
         del self._segments[place + 1 :]
 
-    def _room(self, size_bytes: int) -> Segment:
-        """Returns the segment that the next write goes to."""
-        active = self._active
-        if (
-            active is None
-            or self._is_closed
-            or self._group.failure is not None
-            or active.length + size_bytes + self._margin_bytes > active.capacity
-        ):
-            self.reserve(size_bytes)
-            active = self._active
-        if active is None:
-            raise StoreClosedError("the log has no segment")
-        return active
-
-    def _roll(self, size_bytes: int) -> None:
-        """Begins a new segment with room for this many bytes."""
-        active = self._active
-        needed = size_bytes + self._margin_bytes
-        try:
-            capacity = choose_capacity(self._fs, self._directory, self._config, needed)
-        except OSError as error:
-            raise self._fail("free space", error) from error
-        if active is not None and not active.length:
-            self._extend(active, capacity)
-            return
-        base = self._offset_end
-        path = self._directory / segment_name(base)
-        try:
-            file = self._fs.create(path, capacity)
-        except OSError as error:
-            raise self._space_error(error, capacity) from error
-        self._group.note_names_changed()
-        if active is not None and active.file is not None:
-            seal_file, active.file = active.file, None
-            active.capacity = active.length
-            self._group.add_seal(Seal(self._fs, active, seal_file))
-            self._reader.note_read(active)
-        segment = Segment(self._fs, path, base, record_bytes_max=self._config.record_bytes_max)
-        segment.begin(file, capacity)
-        self._segments.append(segment)
-        self._active = segment
-        logger.info("segment rolled base_offset=%d capacity_bytes=%d", base, capacity)
-
-    def _extend(self, active: Segment, capacity: int) -> None:
-        """Enlarges an empty segment: a second one cannot begin at the same offset."""
-        if active.file is None:
-            raise StoreClosedError("the log has no segment")
-        try:
-            self._fs.allocate(active.file, capacity)
-        except OSError as error:
-            raise self._space_error(error, capacity) from error
-        active.unmap()
-        active.capacity = capacity
-
-    def _write(self, segment: Segment, data: bytes) -> None:
-        if segment.file is None:
-            raise StoreClosedError("the segment is not open")
-        try:
-            self._fs.write(segment.file, segment.length, [data])
-        except OSError as error:
-            # Not even a full disk is expected here: the space was allocated.
-            raise self._fail("write", error) from error
-
     # --- durability -----------------------------------------------------------------------------
 
     def request_sync(self) -> None:
@@ -494,8 +417,8 @@ class CommitLog:
 
         Concurrency: on the event loop, which then receives the subscribers' callbacks.
         """
-        active = self._active
-        if active is not None and not self._is_closed:
+        active = self._active.segment
+        if active is not None and not self._health.is_closed:
             self._group.request(self._last_index, self._offset_end, active.file)
 
     def sync(self) -> None:
@@ -506,7 +429,7 @@ class CommitLog:
 
         Durability: everything written is synced on return.
         """
-        self._check_writable()
+        self._health.check()
         self._settle()
 
     def subscribe_durable(self, callback: Callable[[int], None]) -> None:
@@ -536,11 +459,11 @@ class CommitLog:
 
         Durability: synced on return.
         """
-        self._check_writable()
+        self._health.check()
         vote = Vote(term, voted_for)
         if vote == self._vote:
             return
-        with self._replacing():
+        with self._health.replacing():
             save_vote(self._fs, self._directory, vote)
         self._vote = vote
 
@@ -551,24 +474,13 @@ class CommitLog:
 
     def save_members(self, content: bytes) -> None:
         """Stores who belongs to the group. Errors and durability as `save_vote`."""
-        self._check_writable()
-        with self._replacing():
+        self._health.check()
+        with self._health.replacing():
             save_members(self._fs, self._directory, content)
         self._members = content
 
-    @contextlib.contextmanager
-    def _replacing(self) -> Iterator[None]:
-        """Turns errors of a file being replaced into ours."""
-        try:
-            yield
-        except DiskFailureError as error:
-            self._group.fail(error)
-            raise
-        except OSError as error:
-            raise self._space_error(error, PAGE_BYTES) from error
-
     def _settle(self) -> None:
-        active = self._active
+        active = self._active.segment
         if active is not None:
             self._group.settle(self._last_index, self._offset_end, active.file)
 
@@ -651,7 +563,7 @@ class CommitLog:
 
         Durability: everything written is synced if no error is raised.
         """
-        if self._is_closed:
+        if self._health.is_closed:
             return
         try:
             if self._group.failure is None:
@@ -659,33 +571,10 @@ class CommitLog:
                 with contextlib.suppress(OSError):
                     self._mark.sync()
         finally:
-            self._is_closed = True
+            self._health.is_closed = True
             self._group.close()
             self._reader.close()
             for segment in self._segments:
                 segment.close()
             self._mark.close()
             self._lock.release()
-
-    def _check_writable(self) -> None:
-        if self._is_closed:
-            raise StoreClosedError("the log is closed")
-        if self._group.failure is not None:
-            raise self._group.failure
-
-    def _space_error(self, error: OSError, size_bytes: int) -> StoreError:
-        if error.errno in NO_SPACE_ERRNOS or error.errno in SHORTAGE_ERRNOS:
-            return DiskFullError(f"no room for {size_bytes} bytes in {self._directory}: {error}")
-        return self._fail("creation of a file", error)
-
-    def _fail(self, what: str, error: OSError) -> StoreError:
-        failure = DiskFailureError(f"{what} of the log failed: {error}; the replica must stop")
-        self._group.fail(failure)
-        return failure
-
-    @contextlib.contextmanager
-    def _fatal_errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise self._fail(what, error) from error

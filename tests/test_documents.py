@@ -47,7 +47,7 @@ def test_readme_names_only_commands_that_exist() -> None:
     runner = CliRunner()
     commands = set(COMMAND.findall((ROOT / "README.md").read_text()))
     assert any(name == "topic" and "create|list|show|delete" in parts for name, parts in commands)
-    groups = {"topic", "consumer", "message", "dlq", "nameserver", "broker"}
+    groups = {"topic", "consumer", "message", "dlq", "nameserver", "broker", "group", "jepsen"}
     for command, subcommands in commands:
         for subcommand in subcommands.split("|") if command in groups else [""]:
             words = [command, subcommand] if subcommand else [command]

@@ -56,7 +56,9 @@ class InfoProcessor:
             "replicaId": context.config.replica_id,
             "raftRole": raft.role.value,
             "raftTerm": raft.term,
-            "raftMembers": ";".join(f"{r.id}={r.address}" for r in context.config.replicas),
+            "raftMembers": ";".join(
+                f"{member.id}={member.address}" for member in raft.configuration.members
+            ),
             "programVersion": context.program_version,
             "raftLeader": raft.leader_id or "",
             "raftLeaderAddress": leader or "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from types import TracebackType
 
 from dledger.client.config import AdminConfig, nameserver_addresses
 from dledger.client.dead_letters import DeadLetters
@@ -14,6 +13,7 @@ from dledger.client.offsets import Offsets
 from dledger.client.resets import OffsetResets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
+from dledger.client.topic_header import topic_header
 from dledger.client.topology import Topology
 from dledger.clock import Clock, SystemClock
 from dledger.codes import RequestCode, ResponseCode
@@ -25,6 +25,7 @@ from dledger.errors import (
     RouteNotFoundError,
     TopicNotFoundError,
 )
+from dledger.lifetime import AsyncLifetime
 from dledger.message import (
     ReceivedMessage,
     decode_stored,
@@ -66,7 +67,7 @@ from dledger.remoting.reset_headers import CloneGroupOffsetHeader
 _VISIBLE_S = 5.0  # how long a new topic may take to show in the nameservers
 
 
-class AsyncAdmin(GroupAdmin):
+class AsyncAdmin(GroupAdmin, AsyncLifetime):
     """Administers a cluster.
 
     Every method raises `BrokerResponseError` when a server refuses (its `definite` says whether
@@ -100,20 +101,6 @@ class AsyncAdmin(GroupAdmin):
     async def close(self) -> None:
         """Disconnects. A second call does nothing."""
         await self._session.close()
-
-    async def __aenter__(self) -> AsyncAdmin:
-        """Starts the client."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        await self.close()
 
     def dead_letters(self) -> DeadLetters:
         """Returns what looks at dead letters and replays them."""
@@ -164,15 +151,7 @@ class AsyncAdmin(GroupAdmin):
 
     async def update_topic(self, config: TopicConfig) -> None:
         """Changes all settings of a topic, in all broker groups that have it."""
-        header = CreateTopicHeader(
-            topic=config.name,
-            read_queue_count=config.read_queue_count,
-            write_queue_count=config.write_queue_count,
-            permission=config.permission,
-            filter_type=config.filter_type,
-            topic_flags=config.topic_flags,
-            order=config.order,
-        )
+        header = topic_header(config)
         for group in await self.topic(config.name):
             await self._session.call_leader(group, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
 
@@ -503,7 +482,10 @@ class AsyncAdmin(GroupAdmin):
             return known
         unknown = sorted(set(names) - set(known))
         if unknown:
-            raise InvalidParameterError(f"there are no broker groups {unknown}; known: {known}")
+            raise InvalidParameterError(
+                f"no nameserver knows a running broker group {', '.join(unknown)}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
         return sorted(set(names))
 
     async def _wait_visible(self, topic: str, queue_count: int) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from dledger.errors import ClientClosedError, LocalProtocolError
+from dledger.lifetime import Lifetime
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class AsyncClient(Protocol):
 C = TypeVar("C", bound=AsyncClient)
 
 
-class SyncFront(Generic[C]):
+class SyncFront(Lifetime, Generic[C]):
     """The life of a synchronous client: its asynchronous twin on a background loop of its own."""
 
     def __init__(self, name: str, inner: C) -> None:
@@ -152,17 +152,3 @@ class SyncFront(Generic[C]):
         if self._loop.is_running:
             self._loop.run(self._inner.close())
             self._loop.stop()
-
-    def __enter__(self) -> Self:
-        """Starts the client."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the client."""
-        self.close()

@@ -98,6 +98,16 @@ def delayed(
     return msgspec.structs.replace(message, properties={**message.properties, name: value})
 
 
+def refuse_delay(message: Message) -> None:
+    """Refuses a delay where the cluster would not keep it: on a half message.
+
+    Raises:
+        MessageRejectedError: The message has a property that delays it.
+    """
+    if not _DELAYS.isdisjoint(message.properties):
+        raise MessageRejectedError("a transactional message cannot be delayed")
+
+
 class MessageEncoder:
     """Encodes messages for one producer. Each message gets its unique key here, once."""
 

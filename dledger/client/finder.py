@@ -16,6 +16,7 @@ from typing import Any
 from dledger.client.config import SessionConfig
 from dledger.client.leaders import LeaderBook
 from dledger.client.routes import RouteCache
+from dledger.client.tasks import log_failure
 from dledger.clock import Clock
 from dledger.codes import EXT_LEADER_ADDRESS, EXT_TERM, ResponseCode
 from dledger.errors import (
@@ -112,8 +113,7 @@ class LeaderFinder:
         if self._searches.get(broker_name) is task:
             del self._searches[broker_name]
             del self._until[broker_name]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("leader search failed group=%s", broker_name, exc_info=error)
+        log_failure(task)
 
     async def _run(self, broker_name: str) -> None:
         book = self._routes.book(broker_name)

@@ -13,9 +13,7 @@ import asyncio
 import datetime
 import logging
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from dledger.client.batching import Lane, Pending, put_back, share_count, take_batch
 from dledger.client.config import ProducerConfig, nameserver_addresses
@@ -33,6 +31,7 @@ from dledger.client.sending import (
     total_messages,
 )
 from dledger.client.session import ClientSession
+from dledger.client.tasks import TaskSet
 from dledger.client.topics import Target, TopicLines
 from dledger.client.tracing import Tracer
 from dledger.clock import Clock, SystemClock
@@ -47,6 +46,7 @@ from dledger.errors import (
     RequestTimeoutError,
     RouteNotFoundError,
 )
+from dledger.lifetime import AsyncLifetime
 from dledger.message import (
     Message,
     ReceivedMessage,
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 _NAMESERVER_PATIENCE_S = 3.0
 
 
-class AsyncProducer:
+class AsyncProducer(AsyncLifetime):
     """Sends messages from an asyncio program.
 
     Use as `async with AsyncProducer("group") as producer`, or call `start` and `close`.
@@ -110,13 +110,13 @@ class AsyncProducer:
         )
         self._tracer = Tracer(self._session, group) if self.config.trace else None
         self._topics: dict[str, TopicLines] = {}
-        self._dirty: set[str] = set()
+        self._dirty: dict[str, None] = {}  # in the order of their first message
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()
         self._in_flight = 0
         self._in_flight_bytes = 0
         self._sent = 0
         self._failed = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._idle = asyncio.Event()
         self._room = asyncio.Event()
         self._idle.set()
@@ -156,20 +156,6 @@ class AsyncProducer:
         if self._tracer is not None:
             await self._tracer.close()
         await self._session.close()
-
-    async def __aenter__(self) -> AsyncProducer:
-        """Starts the producer."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Drains and closes."""
-        await self.close()
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -465,11 +451,11 @@ class AsyncProducer:
         if not self._dirty:
             self._idle.clear()
             loop.call_soon(self._flush)
-        self._dirty.add(topic.name)
+        self._dirty[topic.name] = None
 
     def _flush(self) -> None:
         """Runs once at the end of a loop turn that brought messages."""
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._dirty = self._dirty, {}
         for name in dirty:
             self._dispatch(self._topics[name])
 
@@ -480,7 +466,7 @@ class AsyncProducer:
             topic.use(route)
         if topic.needs_route and not topic.resolving:
             topic.resolving = True
-            self._spawn(self._resolve(topic), f"route of {topic.name}")
+            self._tasks.spawn(self._resolve(topic), f"route of {topic.name}")
         config = self.config
         for lane in topic.pinned_lanes():
             batch = take_batch(
@@ -538,7 +524,7 @@ class AsyncProducer:
 
     def _start(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
         lane.busy = True
-        self._spawn(self._run(topic, lane, batch), f"send {topic.name}/{lane.queue.queue_id}")
+        self._tasks.spawn(self._run(topic, lane, batch), f"send {topic.name}/{lane.queue.queue_id}")
 
     async def _run(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
         try:
@@ -586,13 +572,3 @@ class AsyncProducer:
             self._admit(*overflow.popleft())
         if not self._in_flight:
             self._idle.set()
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("producer task failed name=%s", task.get_name(), exc_info=error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections.abc import Sequence
-from types import TracebackType
 
 from dledger.client.config import PullConsumerConfig, nameserver_addresses
 from dledger.client.filters import Sql, Subscription, subscribe
@@ -21,12 +20,13 @@ from dledger.errors import (
     OffsetOutOfRangeError,
     RequestTimeoutError,
 )
+from dledger.lifetime import AsyncLifetime
 from dledger.message import ReceivedMessage, validate_group
 from dledger.model import ConsumeFrom, MessageQueue, PullStatus
 from dledger.remoting.bodies import ConsumerData, SubscriptionData
 
 
-class AsyncPullConsumer:
+class AsyncPullConsumer(AsyncLifetime):
     """Reads any queue from any offset, and keeps positions and committed offsets per queue.
 
     Nothing is shared out: two pull consumers of a group may read the same queue. Do not use a
@@ -91,20 +91,6 @@ class AsyncPullConsumer:
         """Disconnects. Commits nothing: call `commit` first. A second call does nothing."""
         self._closed = True
         await self._session.close()
-
-    async def __aenter__(self) -> AsyncPullConsumer:
-        """Starts the consumer."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes without committing."""
-        await self.close()
 
     # --- queues and offsets -------------------------------------------------------------------
 
@@ -206,7 +192,7 @@ class AsyncPullConsumer:
                 due = dict(self._positions)
             else:
                 due = {queue: await self.position(queue) if offset is None else offset}
-            for name in {entry.topic for entry in due}:
+            for name in dict.fromkeys(entry.topic for entry in due):
                 await self._join(name)
             for entry, value in due.items():
                 await self._offsets.commit(self.group, entry, value)

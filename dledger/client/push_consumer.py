@@ -17,13 +17,14 @@ from dledger.client.group_reader import Delivery, GroupReader
 from dledger.client.session import ClientSession
 from dledger.clock import Clock, SystemClock
 from dledger.errors import ClientClosedError, ConfigError
+from dledger.lifetime import AsyncLifetime
 from dledger.message import ReceivedMessage, validate_group
 from dledger.model import ConsumeFrom, MessageModel, MessageQueue
 
 AsyncHandler = Callable[[ReceivedMessage], Awaitable[object]]
 
 
-class AsyncPushConsumer:
+class AsyncPushConsumer(AsyncLifetime):
     """A member of a consumer group; its share of the queues follows who else is there.
 
     Use as `async with AsyncPushConsumer(...) as consumer`, or call `start` and `close`.
@@ -89,7 +90,7 @@ class AsyncPushConsumer:
             message_model,
             ordered=ordered,
         )
-        self._handed: set[Delivery] = set()  # by iteration, not yet followed by another
+        self._handed: dict[Delivery, None] = {}  # by iteration, not yet followed by another
         self._running = 0
         self._handlers_idle = asyncio.Event()
         self._handlers_idle.set()
@@ -149,11 +150,6 @@ class AsyncPushConsumer:
         await self._reader.close(is_idle=is_idle)
         await self._session.close()
 
-    async def __aenter__(self) -> AsyncPushConsumer:
-        """Starts the consumer."""
-        await self.start()
-        return self
-
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -163,7 +159,7 @@ class AsyncPushConsumer:
         """Closes; without an exception, the message iterated last counts as processed."""
         if kind is None:
             self._finish_handed()
-        await self.close()
+        await super().__aexit__(kind, error, trace)
 
     # --- delivery -----------------------------------------------------------------------------
 
@@ -254,7 +250,7 @@ class AsyncPushConsumer:
         delivery = await self._reader.take(timeout_s)
         if delivery is None:
             return None
-        self._handed.add(delivery)
+        self._handed[delivery] = None
         return delivery.message
 
     def _finish_handed(self) -> None:
@@ -296,12 +292,12 @@ class _Messages:
         consumer = self._consumer
         if self._current is not None:
             if self._current in consumer._handed:
-                consumer._handed.discard(self._current)
+                del consumer._handed[self._current]
                 consumer._reader.finish(self._current)
             self._current = None
         delivery = await consumer._reader.take(self._idle_timeout_s)
         if delivery is None:
             raise StopAsyncIteration
         self._current = delivery
-        consumer._handed.add(delivery)
+        consumer._handed[delivery] = None
         return delivery.message

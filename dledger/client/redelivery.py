@@ -8,12 +8,12 @@ to the handler again later: the group's offset does not move past it, so a crash
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
+from dledger.client.tasks import TaskSet
 from dledger.codes import DELAY_LEVELS_MS, RequestCode
 from dledger.errors import DLedgerError
 from dledger.message import Property, ReceivedMessage, Rejection
@@ -47,7 +47,7 @@ class BrokerRedelivery:
         self._group = group
         self._reconsume_max = reconsume_max
         self._timeout_s = timeout_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     def spawn(
         self,
@@ -66,19 +66,11 @@ class BrokerRedelivery:
             else:
                 kept()
 
-        task = asyncio.get_running_loop().create_task(work(), name=f"send back {self._group}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self._tasks.spawn(work(), f"send back {self._group}")
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for what is being handed back."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("sending back failed group=%s", self._group, exc_info=error)
+        await self._tasks.drain(timeout_s)
 
     async def send_back(
         self, message: ReceivedMessage, broker_name: str, rejection: Rejection

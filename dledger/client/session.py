@@ -11,8 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -22,6 +21,7 @@ from dledger.client.heartbeats import Heartbeats, Member
 from dledger.client.requests import Requests, handle_push
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.routes import RouteCache, TopicRoute, topic_route
+from dledger.client.tasks import TaskSet
 from dledger.client.watch import LeaderWatch
 from dledger.clock import Clock
 from dledger.codes import (
@@ -93,6 +93,7 @@ class ClientSession:
         self._clock = clock
         self._nameservers = list(nameservers)
         self._nameserver_at = 0
+        self._tasks = TaskSet()
         self._finder = LeaderFinder(
             self.routes, config, clock, probe=self._probe, refresh=self._refresh_groups
         )
@@ -103,11 +104,10 @@ class ClientSession:
             probe=self._probe,
             find_successor=self._find_successor,
             give_up=lambda address: self.remoting.give_up(address, "it leads no more"),
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
         )
         self.requests: Requests | None = None  # set by who asks
         self._fetching: dict[str, asyncio.Task[TopicRoute]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         # What brokers ask of clients, by code; set by the parts that can answer.
         self.request_handlers: dict[int, Callable[[ClientConnection, Command], None]] = {}
         self._route_listeners: list[Callable[[str], None]] = []
@@ -125,16 +125,16 @@ class ClientSession:
             raise ClientClosedError("the client is closed")
         if not self._started:
             self._started = True
-            self._spawn(self._poll_routes(), "route poll")
-            self._spawn(self._heartbeats.run(), "heartbeats")
+            self._tasks.spawn(self._poll_routes(), "route poll")
+            self._tasks.spawn(self._heartbeats.run(), "heartbeats")
 
     async def close(self) -> None:
         """Says goodbye to the brokers and disconnects. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        tasks = [*self._tasks, *self._fetching.values()]
-        for task in tasks:
+        tasks = [*self._tasks.cancel(), *self._fetching.values()]
+        for task in self._fetching.values():
             task.cancel()
         await self._finder.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -182,7 +182,7 @@ class ClientSession:
         if not self._closed and topic not in self._fetching:
             known = self.routes.route(topic)
             guess = len(known.publish_queues) if known is not None and known.guessed else 0
-            self._spawn(self._refresh_quietly(topic, guess), f"refresh {topic}")
+            self._tasks.spawn(self._refresh_quietly(topic, guess), f"refresh {topic}")
 
     def on_route_change(self, callback: Callable[[str], None]) -> None:
         """Calls back with the topic whenever its queues or addresses changed."""
@@ -523,16 +523,6 @@ class ClientSession:
 
     def _on_connection_lost(self, connection: ClientConnection) -> None:
         self._heartbeats.connection_lost(connection.address)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("client task failed name=%s", task.get_name(), exc_info=error)
 
     @property
     def nameservers(self) -> list[str]:

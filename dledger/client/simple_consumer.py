@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 from dledger.client.config import SimpleConsumerConfig, nameserver_addresses
 from dledger.client.filters import Sql, Subscription, subscribe
@@ -23,6 +22,7 @@ from dledger.errors import (
     InvalidParameterError,
     RouteNotFoundError,
 )
+from dledger.lifetime import AsyncLifetime
 from dledger.message import ReceivedMessage, validate_group
 from dledger.model import ConsumeFrom
 from dledger.remoting.bodies import ConsumerData
@@ -34,7 +34,7 @@ INVISIBLE_MAX_S = 3 * 86_400
 _RETRY_TOPIC_LOOK_S = 2.0
 
 
-class AsyncSimpleConsumer:
+class AsyncSimpleConsumer(AsyncLifetime):
     """A member of a consumer group that shares every queue with the other members.
 
     A message received is out: nobody else of the group gets it for `invisible_s` seconds. Then it
@@ -126,20 +126,6 @@ class AsyncSimpleConsumer:
             question.cancel()
         await asyncio.gather(*questions, return_exceptions=True)
         await self._session.close()
-
-    async def __aenter__(self) -> AsyncSimpleConsumer:
-        """Starts the consumer."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the consumer."""
-        await self.close()
 
     # --- subscriptions --------------------------------------------------------------------------
 

@@ -13,17 +13,18 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from types import TracebackType
 
 import msgspec
 
 from dledger.client.config import ProducerConfig
+from dledger.client.encoding import refuse_delay
 from dledger.client.producer import AsyncProducer
 from dledger.client.results import SendResult
 from dledger.client.topics import Target
 from dledger.clock import Clock
 from dledger.codes import MessageFlag, RequestCode, ResponseCode
 from dledger.errors import DLedgerError, InvalidParameterError
+from dledger.lifetime import AsyncLifetime
 from dledger.message import (
     Message,
     Property,
@@ -73,7 +74,7 @@ AsyncLocalTransaction = Callable[
 AsyncChecker = Callable[[ReceivedMessage], TransactionState | Awaitable[TransactionState]]
 
 
-class AsyncTransactionProducer:
+class AsyncTransactionProducer(AsyncLifetime):
     """Sends messages in transactions from an asyncio program.
 
     Use as `async with AsyncTransactionProducer("group", checker=...) as producer`, or call `start`
@@ -139,20 +140,6 @@ class AsyncTransactionProducer:
         await asyncio.gather(*self._checks, return_exceptions=True)
         await self._producer.close()
 
-    async def __aenter__(self) -> AsyncTransactionProducer:
-        """Starts the producer."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        await self.close()
-
     async def send(
         self,
         message: Message,
@@ -196,6 +183,7 @@ class AsyncTransactionProducer:
         """Stores the half message only; `finish` is still to be called. See `send`."""
         if immunity_s is not None and immunity_s < 0:
             raise InvalidParameterError("immunity_s must not be negative")
+        refuse_delay(message)  # brokers of Apache RocketMQ lose it
         extra = {Property.TRANSACTION_PREPARED: "true", Property.PRODUCER_GROUP: self.group}
         if immunity_s is not None:
             extra[Property.CHECK_IMMUNITY_SECONDS] = str(immunity_s)

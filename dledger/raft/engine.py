@@ -132,9 +132,6 @@ class Engine(CatchUp):
         engine_clock.set(self._clock)
         if self._SyncObj__raftState != LEADER:
             self._campaign_if_due()
-        elif not self._SyncObj__otherNodes and self._log.durable_index < self._log.last_index:
-            # A group of one: the library would commit what is not durable yet.
-            return
         self._onTick(0)
         self._settle_configuration()
         if self._SyncObj__raftState == LEADER:
@@ -575,8 +572,13 @@ class Engine(CatchUp):
     def _SyncObj__getEntries(
         self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
     ) -> list[tuple[bytes, int, int]]:
-        """Answers the commit rule, which asks for one entry and reads only its term."""
+        """Answers the commit rule, which asks for one entry and reads only its term.
+
+        In a group of one it gets nothing that is not durable: it counts the leader in any case.
+        """
         invariant(count == 1 and fromIDx is not None, "the library asked for a range of entries")
+        if not self._SyncObj__otherNodes and (fromIDx or 0) > self._log.durable_index:
+            return []
         term = self._log.term_at(fromIDx or 0)
         return [] if term is None else [(b"", fromIDx or 0, term)]
 

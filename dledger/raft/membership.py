@@ -187,11 +187,18 @@ class Membership:
         """
         if configuration.index <= self._stored.committed.index:
             return  # known from a snapshot; the log follows
-        self._stored.pending.append(configuration)
+        stored = self._stored
+        before = stored.committed, stored.pending
+        earlier = [found for found in stored.pending if found.index < configuration.index]
+        if earlier:
+            # A change is proposed only when the one before is committed. So one pending is enough,
+            # however many come at once to a replica that was away.
+            stored.committed = earlier[-1]
+        stored.pending = [configuration]
         try:
             self._save()
         except StoreError:
-            self._stored.pending.pop()
+            stored.committed, stored.pending = before
             raise
 
     def truncated(self, index: int) -> bool:
@@ -220,12 +227,22 @@ class Membership:
 
         What the log holds that is not committed is about to be dropped with it.
 
+        Raises:
+            DiskFullError: Nothing has changed.
+            DiskFailureError: The log has failed.
+
         Durability: stored on return.
         """
-        if configuration.index > self._stored.committed.index:
-            self._stored.committed = configuration
-        self._stored.pending = []
-        self._save()
+        stored = self._stored
+        before = stored.committed, stored.pending
+        if configuration.index > stored.committed.index:
+            stored.committed = configuration
+        stored.pending = []
+        try:
+            self._save()
+        except StoreError:
+            stored.committed, stored.pending = before
+            raise
 
     def fence(self, reason: str) -> None:
         """Remembers for good that this replica must not take part any more."""
@@ -233,7 +250,9 @@ class Membership:
         self._save()
 
     def _save(self) -> None:
-        self._log.save_members(_encode(self._stored))
+        content = _encode(self._stored)
+        if content != self._log.members:
+            self._log.save_members(content)
 
     # --- who may talk to us ---------------------------------------------------------------------
 
@@ -272,16 +291,16 @@ class Membership:
 
     def _welcome(self, peer: Identity) -> None:
         """Takes in a replica whose incarnation was given out after what is known here."""
+        self._guests = {
+            name: guest
+            for name, guest in self._guests.items()
+            if guest.incarnation >= self.current.next_incarnation and name != peer.replica_id
+        }
         is_later = peer.incarnation >= self.current.next_incarnation and peer.raft_address
         if not is_later or len(self._guests) >= MEMBERS_MAX:
             raise PeerRefusedError(
                 f"unknown replica {peer.replica_id!r} (incarnation {peer.incarnation})"
             )
-        self._guests = {
-            name: guest
-            for name, guest in self._guests.items()
-            if guest.incarnation >= self.current.next_incarnation
-        }
         self._guests[peer.replica_id] = Member(
             id=peer.replica_id,
             number=0,
@@ -294,8 +313,12 @@ class Membership:
         names = self.peers()
         met = {name: seen for name, seen in self._stored.met.items() if name in names}
         met[peer.replica_id] = (peer.incarnation, peer.directory_id)
-        self._stored.met = met
-        self._save()
+        before, self._stored.met = self._stored.met, met
+        try:
+            self._save()
+        except StoreError:
+            self._stored.met = before
+            raise
 
 
 def _encode(stored: _Stored) -> bytes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from dledger.lifetime import AsyncLifetime
 from dledger.testing.cluster import READY_TIMEOUT_S, LocalCluster, Partition
 
 
-class AsyncLocalCluster:
+class AsyncLocalCluster(AsyncLifetime):
     """`LocalCluster` for asyncio; one task at a time.
 
     Arguments, results and errors are those of the methods of the same name there. `cluster` is
@@ -39,20 +39,6 @@ class AsyncLocalCluster:
     async def close(self) -> None:
         """Ends everything and deletes the data."""
         await asyncio.to_thread(self.cluster.close)
-
-    async def __aenter__(self) -> Self:
-        """Starts."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        await self.close()
 
     @property
     def nameserver(self) -> str:

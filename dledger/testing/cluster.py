@@ -15,6 +15,7 @@ are the test's. Not for measurements, and not for proving the servers (`dledger 
 from __future__ import annotations
 
 import atexit
+import logging
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from broker.config import BrokerConfig
 from dledger.client.admin import AsyncAdmin
 from dledger.config import build_config
 from dledger.errors import DLedgerError, InvalidParameterError, LocalProtocolError
+from dledger.lifetime import Lifetime
 from dledger.testing.hosting import NameserverHost, ReplicaHost, ReplicaState
 from dledger.testing.links import Links
 from dledger.testing.places import HOST, Ports, TemporaryHome
@@ -37,6 +39,11 @@ GROUPS_MAX = 26
 READY_TIMEOUT_S = 15.0
 TEMPLATE_TOPIC = "TBW102"
 _POLL_S = 0.01
+# Where the application has not set up logging, Python would print the servers' warnings; a test
+# that kills and isolates replicas has nothing but warnings. Handlers of the application get them.
+for _server in ("broker", "nameserver", "store", "dledger.raft"):
+    logging.getLogger(_server).addHandler(logging.NullHandler())
+
 # Quicker than the defaults: all replicas are on this machine. Slow enough for a busy test process.
 _SETTINGS: dict[str, Any] = {
     "raft": {
@@ -74,7 +81,7 @@ class Partition:
         self.heal()
 
 
-class LocalCluster:
+class LocalCluster(Lifetime):
     """A nameserver and broker groups, for the time of a `with` block. One thread at a time.
 
     See `AsyncLocalCluster` for tests that run in an event loop.
@@ -166,20 +173,6 @@ class LocalCluster:
         self._groups.clear()
         self._hosts.clear()
         self._home = self._nameserver = self._admin = None
-
-    def __enter__(self) -> Self:
-        """Starts, see `start`."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
 
     # --- what there is ------------------------------------------------------------------------
 

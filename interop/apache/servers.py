@@ -5,8 +5,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +18,7 @@ HERE = Path(__file__).parent
 JARS = HERE / ".jars"
 OPENED = ("java.base/sun.nio.ch", "java.base/java.nio", "java.base/jdk.internal.ref")
 READY_S = 60.0
+STARTS_MAX = 3
 LOGGING = """<configuration>
   <appender name="file" class="ch.qos.logback.core.FileAppender">
     <file>{directory}/{name}.log</file>
@@ -78,14 +81,35 @@ def free_port(*neighbours: int) -> int:
             return port
 
 
+class StartError(Exception):
+    """A server did not come up; the text has the end of its output."""
+
+
+def until_started(start: Callable[[], None]) -> None:
+    """Calls this until it does not raise `StartError`, at most three times.
+
+    On a busy machine somebody may take a chosen port before the JVM is there, or a start may take
+    too long: neither says anything about what is to be checked.
+
+    Raises:
+        StartError: Of the last time.
+    """
+    for attempt in range(1, STARTS_MAX):
+        try:
+            return start()
+        except StartError as error:
+            print(f"start {attempt} of {STARTS_MAX}: {error}", file=sys.stderr, flush=True)
+    return start()
+
+
 class Servers:
     """Starts on entering; ends the processes and deletes their data on leaving."""
 
     def __init__(self, version: str) -> None:
         self.version = version
         self.jars = fetch(version)
-        self.directory = Path(tempfile.mkdtemp(prefix="apache-rocketmq-"))
-        self.ports = {"nameserver": free_port(), "broker": free_port(-2, 1)}
+        self.directory: Path  # of this start; a retry has another
+        self.ports: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -93,6 +117,16 @@ class Servers:
         return f"127.0.0.1:{self.ports['nameserver']}"
 
     def __enter__(self) -> Self:
+        until_started(self._start_anew)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start_anew(self) -> None:
+        """Starts both in a new place; leaves nothing behind if that fails."""
+        self.directory = Path(tempfile.mkdtemp(prefix="apache-rocketmq-"))
+        self.ports = {"nameserver": free_port(), "broker": free_port(-2, 1)}
         (self.directory / "conf").mkdir()
         for name, text in (("broker", BROKER), ("namesrv", NAMESERVER)):
             logging = LOGGING.format(directory=self.directory, name=name)
@@ -102,15 +136,11 @@ class Servers:
             )
         try:
             self.start("namesrv", "org.apache.rocketmq.namesrv.NamesrvStartup", "128m")
-            self.start("broker", "org.apache.rocketmq.broker.BrokerStartup", "512m")
+            self._start_broker()
             self.wait_registered()
         except BaseException:
             self.close()
             raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -121,6 +151,7 @@ class Servers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.processes.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def start(self, name: str, main: str, heap: str) -> None:
@@ -141,7 +172,9 @@ class Servers:
         deadline = time.monotonic() + READY_S
         while b"boot success" not in output.read_bytes():
             if self.processes[name].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} does not start:\n{output.read_text()[-2000:]}")
+                self.processes[name].kill()
+                self.processes[name].wait()
+                raise StartError(f"{name} does not start:\n{output.read_text()[-2000:]}")
             time.sleep(0.05)
 
     def wait_registered(self) -> None:
@@ -153,7 +186,7 @@ class Servers:
                     if admin.cluster().brokers:
                         return
                 if time.monotonic() > deadline:
-                    raise RuntimeError("the broker does not register")
+                    raise StartError("the broker does not register")
                 time.sleep(0.1)
 
     def crash(self) -> None:
@@ -161,6 +194,9 @@ class Servers:
         process = self.processes["broker"]
         process.kill()
         process.wait()
+        until_started(self._start_broker)
+
+    def _start_broker(self) -> None:
         with contextlib.suppress(FileNotFoundError):  # it would hold the data for damaged
             (self.directory / "store" / "lock").unlink()
         self.start("broker", "org.apache.rocketmq.broker.BrokerStartup", "512m")

@@ -155,6 +155,11 @@ func retryDLQ(s *setting) (string, error) {
 	if err := await("three tries", waitTime, func() bool { return never.count("2") == 1 }); err != nil {
 		return "", err
 	}
+	// The topic comes with the first dead letter, a moment after the last try, and this client's
+	// consumers refuse to start without it.
+	if err := s.awaitTopic("%DLQ%" + s.group); err != nil {
+		return "", err
+	}
 	dead := newCollection()
 	err = s.consumeFrom(s.group+"-undertaker", "%DLQ%"+s.group, consumer.MessageSelector{}, dead.handle)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	rocketmq "github.com/apache/rocketmq-client-go/v2"
+	"github.com/apache/rocketmq-client-go/v2/admin"
 	"github.com/apache/rocketmq-client-go/v2/consumer"
 	"github.com/apache/rocketmq-client-go/v2/primitive"
 	"github.com/apache/rocketmq-client-go/v2/producer"
@@ -88,6 +89,19 @@ func (s *setting) consumeFrom(
 	}
 	s.endings = append(s.endings, c.Shutdown)
 	return nil
+}
+
+func (s *setting) awaitTopic(topic string) error {
+	resolver := primitive.NewPassthroughResolver([]string{s.nameserver})
+	a, err := admin.NewAdmin(admin.WithResolver(resolver))
+	if err != nil {
+		return err
+	}
+	s.endings = append(s.endings, a.Close)
+	return await(topic, waitTime, func() bool {
+		queues, err := a.FetchPublishMessageQueues(context.Background(), topic)
+		return err == nil && len(queues) > 0
+	})
 }
 
 func (s *setting) message(body string) *primitive.Message {

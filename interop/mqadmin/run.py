@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cases import Case, Facts, cases
@@ -36,6 +36,7 @@ from dledger import (
 
 HERE = Path(__file__).resolve().parent
 COMMAND_S = 60
+TOO_SLOW = re.compile(r"RemotingTimeoutException|RemotingSendRequestException|RemotingTooMuch")
 TOPIC, GROUP, PRODUCERS, KEY = "orders", "billing", "shop", "order-7"
 WARM_UP_S = 25  # rates are of the last minute, sampled every ten seconds
 
@@ -48,6 +49,7 @@ class Outcome:
     exit_code: int | None
     problem: str
     output: str
+    is_second: bool = False
 
 
 def main() -> int:
@@ -66,7 +68,7 @@ def main() -> int:
             with Traffic(cluster.nameserver) as traffic:
                 time.sleep(options.warm_up)
                 wanted = [c for c in cases(traffic.facts(cluster)) if chosen(c, options)]
-                outcomes = [show(tool.run(case)) for case in wanted]
+                outcomes = [show(tool.run_patiently(case)) for case in wanted]
     failed = [outcome for outcome in outcomes if outcome.problem]
     sys.stdout.write(f"{len(outcomes) - len(failed)} of {len(outcomes)} as expected\n")
     if options.output:
@@ -111,6 +113,16 @@ class Tool:
         self._line = ["java", "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
         self._line += [f"-Drocketmq.home.dir={HERE / 'home'}", f"-Duser.home={directory}"]
         self._line += ["-cp", class_path, "org.apache.rocketmq.tools.command.MQAdminStartup"]
+
+    def run_patiently(self, case: Case) -> Outcome:
+        """Runs one command, and once more if the tool gave up after its own few seconds.
+
+        On a busy machine a starting JVM may not even get its request out in that time.
+        """
+        first = self.run(case)
+        if first.problem and TOO_SLOW.search(first.output):
+            return replace(self.run(case), is_second=True)
+        return first
 
     def run(self, case: Case) -> Outcome:
         """Runs one command."""
@@ -253,18 +265,19 @@ def write_section(path: Path, version: str, section: str) -> None:
 
 def page(version: str, outcomes: list[Outcome]) -> str:
     """Returns the section of one version for the documentation."""
-    good = sum(not outcome.problem for outcome in outcomes)
+    passed = sum(not outcome.problem for outcome in outcomes)
     lines = [
         f"## mqadmin {version}",
         "",
-        f"{good} of {len(outcomes)} as expected, {datetime.date.today().isoformat()}.",
+        f"{passed} of {len(outcomes)} as expected, {datetime.date.today().isoformat()}.",
         "",
         "| Command | Exit | As expected | Output, shortened |",
         "|---|---|---|---|",
     ]
     for outcome in outcomes:
         code = "stopped" if outcome.exit_code is None else str(outcome.exit_code)
-        verdict = f"no: {cell(outcome.problem)}" if outcome.problem else "yes"
+        good = "yes, the second time; the first timed out" if outcome.is_second else "yes"
+        verdict = f"no: {cell(outcome.problem)}" if outcome.problem else good
         line = cell(" ".join(outcome.case.arguments))
         lines.append(f"| `{line}` | {code} | {verdict} | {shortened(outcome)} |")
     return "\n".join(lines) + "\n"

@@ -140,7 +140,8 @@ class Member:
             ),
         )
         # The only seam through which the commits of a push consumer can be seen.
-        consumer.reader._offsets = NotedOffsets(consumer.reader._session, self._recorder, name)
+        queues = consumer.reader._queues
+        queues.offsets = NotedOffsets(queues._session, self._recorder, name)
         try:
             await consumer.start()
             while not drained.is_set():

@@ -249,6 +249,51 @@ def test_a_killed_replica_catches_up_after_its_restart(tmp_path):
     asyncio.run(run())
 
 
+def test_directories_from_before_groups_could_change_are_opened(tmp_path):
+    """They have no members file; the group is then the one of `broker.toml`."""
+
+    async def run():
+        async with broker_group(tmp_path) as brokers:
+            leader = await serving_leader(brokers)
+            client = TestClient(leader.address)
+            for number in range(10):
+                assert (await client.send("t", b"%d" % number)).code == 0
+            await client.close()
+            configs = [broker.config for broker in brokers.values()]
+            await asyncio.gather(*(broker.stop() for broker in brokers.values()))
+            for config in configs:
+                (config.data_directory / "log" / "members").unlink()
+            brokers.clear()
+            for config in configs:
+                brokers[config.replica_id] = Broker(config)
+                await brokers[config.replica_id].start()
+            leader = await serving_leader(brokers)
+            assert leader.raft.configuration.voters == tuple(c.replica_id for c in configs)
+            client = TestClient(leader.address)
+            assert (await client.send("t", b"10")).code == 0
+            assert bodies(await client.pull("t")) == [b"%d" % number for number in range(11)]
+            await eventually(
+                lambda: len({b.store.digest() for b in brokers.values()}) == 1, "the same state"
+            )
+            await client.close()
+            assert all(broker.failure is None for broker in brokers.values())
+
+    asyncio.run(run())
+
+
+def test_runtime_information_names_the_members_of_now(tmp_path):
+    async def run():
+        async with broker_group(tmp_path) as brokers:
+            leader = await serving_leader(brokers)
+            await leader.raft.changes.add("new", "127.0.0.1:1", "127.0.0.1:2")
+            client = TestClient(leader.address)
+            answer = await client.call(RequestCode.GET_BROKER_RUNTIME_INFO)
+            assert "new=127.0.0.1:1" in decode_kv_table(answer.body)["raftMembers"].split(";")
+            await client.close()
+
+    asyncio.run(run())
+
+
 @pytest.fixture
 def quick_registration():
     return {"register_interval_s": 0.5, "register_timeout_s": 1.0}

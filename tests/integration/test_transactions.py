@@ -4,9 +4,17 @@ import asyncio
 import threading
 from collections import Counter
 
-from dledger import AsyncTransactionProducer, Message, TransactionProducer, TransactionState
+import pytest
+
+from dledger import (
+    AsyncTransactionProducer,
+    Message,
+    TransactionProducer,
+    TransactionState,
+)
 from dledger.client.config import ProducerConfig
 from dledger.codes import RequestCode, ResponseCode
+from dledger.errors import MessageRejectedError
 from dledger.message import decode_stored, iter_stored, parse_offset_message_id
 from tests.support.brokers import TestClient, eventually, single_broker
 from tests.support.cluster import QUICK, cluster
@@ -83,6 +91,18 @@ def test_a_delayed_half_message_is_refused_and_not_stored(tmp_path):
             first = await half(client, b"y")
             assert first["tranStateTableOffset"] == "0"
             assert broker.failure is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["DELAY", "TIMER_DELAY_SEC", "TIMER_DELAY_MS", "TIMER_DELIVER_MS"])
+def test_our_producer_refuses_a_delay_before_anything_is_sent(name):
+    async def run():
+        # Nobody listens there: whatever got as far as a connection would fail otherwise.
+        producer = AsyncTransactionProducer("p", checker=None, nameserver="127.0.0.1:1")
+        message = Message("t", b"x", properties={name: "3"})
+        with pytest.raises(MessageRejectedError, match="cannot be delayed"):
+            await producer.send(message, lambda _message, _half: TransactionState.COMMIT)
 
     asyncio.run(run())
 

@@ -180,6 +180,26 @@ def test_one_that_came_with_a_snapshot_stays_ahead_of_the_log() -> None:
     assert found.current == later
 
 
+def test_many_changes_at_once_take_no_more_room_than_one() -> None:
+    """To a replica that was away for long they come in one append."""
+    log = log_with(0, 1, 1)
+    found = membership(log)
+    found.append(THREE.with_learner("d", "h:1", "h:2").placed(4, 1))
+    log.append(4, 1, b"\x04x")
+    size = len(log.members or b"")
+    for index in range(5, 300):
+        placed = THREE.with_learner("d", "h:1", "h:2").placed(index, 1)
+        before, found_before = found.current, found.committed
+        found.append(placed)
+        assert found.current == placed
+        assert found.committed == before
+        assert found_before.index < before.index
+    assert len(log.members or b"") < 2 * size
+    # The one before counts if the last is taken back.
+    assert found.truncated(299)
+    assert found.current.index == 298
+
+
 def test_peers_of_both_sides_of_a_change_are_heard_until_it_is_committed() -> None:
     found = membership(log_with(0, 1, 1))
     found.append(THREE.without("c").placed(4, 1))
@@ -200,6 +220,11 @@ def test_a_full_disk_changes_nothing() -> None:
         found.append(THREE.without("c").placed(4, 1))
     assert found.current == THREE
     assert found.is_settled
+    found.install(THREE)  # known already
+    with pytest.raises(DiskFullError):
+        found.install(THREE.without("c").placed(90, 7))
+    assert found.current == THREE
+    assert found.committed == THREE
 
 
 def test_addresses_may_change_by_hand_until_the_group_has_changed() -> None:
@@ -270,6 +295,36 @@ def test_one_of_a_later_configuration_is_heard_and_dropped_once_that_is_known() 
     later = THREE.without("b").with_learner("b", "h:3", "h:4").with_learner("x", "h:5", "h:6")
     found.append(later.without("x").placed(3, 1))
     assert list(found.peers()) == ["b", "c"]
+
+
+def test_only_those_not_known_yet_take_a_guests_place() -> None:
+    found = membership(log_with(0, 1))
+    for number in range(MEMBERS_MAX):
+        found.admit(Identity(f"x{number}", 1 + number, "directory", "h:4"))
+    with pytest.raises(PeerRefusedError):
+        found.admit(Identity("one more", 90, "directory", "h:6"))
+    assert found.admit(Identity("x0", 91, "another", "h:4"))  # lives anew
+    later = Configuration(members=THREE.members, next_incarnation=99)
+    found.append(later.placed(3, 1))
+    assert found.admit(Identity("one more", 99, "directory", "h:6"))
+
+
+def test_who_could_not_be_remembered_was_not_met() -> None:
+    log = log_with(0, 1)
+    found = membership(log)
+    save = log.save_members
+
+    def full(_content: bytes) -> None:
+        raise DiskFullError("no space (test)")
+
+    log.save_members = full  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(DiskFullError):
+            found.admit(Identity("b", 0, "directory-b"))
+    log.save_members = save  # type: ignore[method-assign]
+    found.admit(Identity("b", 0, "directory-b"))
+    with pytest.raises(ReplicaReplacedError):
+        membership(log).admit(Identity("b", 0, "another"))
 
 
 def test_who_is_fenced_stays_fenced() -> None:
