@@ -80,23 +80,29 @@ def write(path: Path, operations: int) -> None:
                         node="broker-a-0",
                     )
                 )
-        for name, log in zip(names, logs, strict=True):
-            for start in range(0, len(log), 1000):
-                now += 1_000_000
-                read = Read(
-                    process=fresh,
-                    queue=name,
-                    inv=now + 1_000_000,
-                    ret=now + 1_900_000,
-                    status="ok",
-                    start=start,
-                    max=1000,
-                    values=log[start : start + 1000],
-                    end=len(log),
-                    final=True,
-                    node="broker-a-0",
-                )
-                writer.write(read)
+        write_final_reads(writer, fresh, now, dict(zip(names, logs, strict=True)))
+
+
+def write_final_reads(
+    writer: HistoryWriter, process: int, now: int, logs: dict[str, list[int]]
+) -> None:
+    for name, log in logs.items():
+        for start in range(0, len(log), 1000):
+            now += 1_000_000
+            read = Read(
+                process=process,
+                queue=name,
+                inv=now + 1_000_000,
+                ret=now + 1_900_000,
+                status="ok",
+                start=start,
+                max=1000,
+                values=log[start : start + 1000],
+                end=len(log),
+                final=True,
+                node="broker-a-0",
+            )
+            writer.write(read)
 
 
 def main() -> int:

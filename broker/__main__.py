@@ -51,7 +51,8 @@ def main(
     try:
         config = load_broker_config(options.config)
     except ConfigError as error:
-        return _complain(f"{options.config}: {error}", EXIT_USAGE)
+        named = error.field == "config file"  # the file's own trouble: its text names it
+        return _complain(str(error) if named else f"{options.config}: {error}", EXIT_USAGE)
     logging.basicConfig(
         level=config.log_level,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

@@ -284,25 +284,15 @@ class Appender:
         ):
             return True
         part = Part(topic.topic_id, messages, identity)
-        config = self._config
         size = part.command_bytes + (riders.prefix_bytes([(rider, part, 0)]) if rider else 0)
-        if size > config.request_bytes_max:
-            raise MessageRejectedError(
-                f"{len(messages)} messages with their index make {size} bytes, more than "
-                f"appender.request_bytes_max = {config.request_bytes_max}"
-            )
-        if self._pending_bytes + size > config.pending_bytes_max:
-            raise FlowControlError(
-                f"appender.pending_bytes_max = {config.pending_bytes_max} is reached: "
-                f"{self._pending_bytes} bytes wait for a majority"
-            )
+        self._check_room(len(messages), size)
         gathering = self._waiting[-1] if self._waiting else None
         if (
             gathering is None
-            or gathering.size_bytes + size > config.command_bytes_max
+            or gathering.size_bytes + size > self._config.command_bytes_max
             or not gathering.takes(rider)
         ):
-            gathering = _Gathering(self, config.lanes)
+            gathering = _Gathering(self, self._config.lanes)
             self._waiting.append(gathering)
             self._pending_bytes += gathering.size_bytes
         before = gathering.size_bytes
@@ -313,6 +303,20 @@ class Appender:
         self._pending_bytes += gathering.size_bytes - before
         self._schedule_flush()
         return False
+
+    def _check_room(self, count: int, size: int) -> None:
+        """Raises what `append` says if so many messages of this size cannot be taken now."""
+        config = self._config
+        if size > config.request_bytes_max:
+            raise MessageRejectedError(
+                f"{count} messages with their index make {size} bytes, more than "
+                f"appender.request_bytes_max = {config.request_bytes_max}"
+            )
+        if self._pending_bytes + size > config.pending_bytes_max:
+            raise FlowControlError(
+                f"appender.pending_bytes_max = {config.pending_bytes_max} is reached: "
+                f"{self._pending_bytes} bytes wait for a majority"
+            )
 
     def append_within(
         self,
@@ -335,22 +339,12 @@ class Appender:
         """
         if self._serving_term is None:
             raise NotLeaderError(self._raft.leader_id, self._raft.term)
-        config = self._config
-        gathering = _Gathering(self, config.lanes, prefix, callback)
+        gathering = _Gathering(self, self._config.lanes, prefix, callback)
         for topic, queue_id, messages in items:
             part = Part(topic.topic_id, messages)
             gathering.add(AppendRequest(part, topic, queue_id, _nothing), queue_id, None)
         size = gathering.size_bytes
-        if size > config.request_bytes_max:
-            raise MessageRejectedError(
-                f"a command of {size} bytes exceeds appender.request_bytes_max = "
-                f"{config.request_bytes_max}"
-            )
-        if self._pending_bytes + size > config.pending_bytes_max:
-            raise FlowControlError(
-                f"appender.pending_bytes_max = {config.pending_bytes_max} is reached: "
-                f"{self._pending_bytes} bytes wait for a majority"
-            )
+        self._check_room(sum(len(messages) for _, _, messages in items), size)
         self._waiting.append(gathering)
         self._pending_bytes += size
         self._schedule_flush()

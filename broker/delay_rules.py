@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from broker.copies import copy_of
 from broker.messages_command import EncodedMessage
 from broker.names import SCHEDULE_TOPIC, TIMER_TOPIC
 from dledger.errors import ConfigError, InvalidParameterError, MessageRejectedError
@@ -27,10 +28,8 @@ from dledger.message import (
     decode_properties,
     decode_stored,
     encode_properties,
-    encode_stored,
     pack_host,
     stored_properties,
-    tag_hash,
 )
 
 DEFAULT_LEVELS = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
@@ -222,29 +221,14 @@ def delivered(stored: bytes) -> Delivery:
         raise InvalidParameterError(f"parked message without a target: {topic!r} {queue_id!r}")
     for name in (Property.DELAY, *_TIMER_NAMES, Property.TIMER_OUT_MS):
         named.pop(name, None)
-    born_ip, _, born_port = message.born_host.rpartition(":")
     store_ip, _, store_port = message.store_host.rpartition(":")
-    record = encode_stored(
-        topic=topic.encode(),
+    encoded = copy_of(
+        message,
+        topic=topic,
         queue_id=int(queue_id),
-        flag=message.flag,
-        queue_offset=0,
-        physical_offset=0,
-        sys_flag=message.sys_flag,
-        born_timestamp_ms=message.born_timestamp_ms,
-        born_host=pack_host(born_ip.strip("[]"), int(born_port)),
-        store_timestamp_ms=0,
-        store_host=pack_host(store_ip.strip("[]"), int(store_port)),
         reconsume_times=message.reconsume_times,
-        prepared_transaction_offset=message.prepared_transaction_offset,
-        body=message.body,
-        properties=encode_properties(named),
-    )
-    tags = named.get(Property.TAGS, "")
-    encoded = EncodedMessage(
-        record,
-        tag_hash(tags) if tags else 0,
-        named.get(Property.UNIQUE_KEY, "").encode(),
-        named.get(Property.KEYS, "").encode().split(),
+        properties=named,
+        raw=encode_properties(named),
+        store_host=pack_host(store_ip.strip("[]"), int(store_port)),
     )
     return Delivery(topic, int(queue_id), encoded)

@@ -240,6 +240,27 @@ class MessagesBuilder:
                 for stem, number in part.stems:
                     tail = pack_tail(positions[number], store_timestamp_ms)
                     records[len(stem)].append(stem + tail)
+        pieces = self._before_messages(store_timestamp_ms, runs, units, records, sends)
+        pieces.extend(bodies)
+        command = bytearray().join(pieces)
+        invariant(
+            len(command) == self.size_bytes,
+            "MESSAGES command of another size than announced",
+            size_bytes=len(command),
+            announced=self.size_bytes,
+        )
+        _stamp(command, messages_at, body_offset, bodies, queue_offsets, store_timestamp_ms)
+        return command
+
+    def _before_messages(
+        self,
+        store_timestamp_ms: int,
+        runs: list[bytes],
+        units: list[bytes],
+        records: dict[int, list[bytes]],
+        sends: list[bytes],
+    ) -> list[Buffer]:
+        """Returns everything that stands before the messages, in order."""
         head = HEAD.pack(
             CommandType.MESSAGES,
             VERSION_WITH_SENDS if sends else VERSION,
@@ -261,16 +282,7 @@ class MessagesBuilder:
                 SENDS_HEAD.pack(len(sends), limits.lanes_max, limits.idle_s, limits.batches_max, 0)
             )
             pieces.extend(sends)
-        pieces.extend(bodies)
-        command = bytearray().join(pieces)
-        invariant(
-            len(command) == self.size_bytes,
-            "MESSAGES command of another size than announced",
-            size_bytes=len(command),
-            announced=self.size_bytes,
-        )
-        _stamp(command, messages_at, body_offset, bodies, queue_offsets, store_timestamp_ms)
-        return command
+        return pieces
 
     def _messages_bytes(self) -> int:
         return sum(

@@ -24,6 +24,7 @@ from broker.pop_state import (
 from dledger.errors import DLedgerError, FlowControlError, InvariantError
 
 WAITING_MAX: Final = 65_536
+PLACES_MAX: Final = 4 * WAITING_MAX  # an acknowledgement may be of many messages
 IN_FLIGHT_MAX: Final = 2
 
 Done = Callable[[Acked | None, DLedgerError | None], None]
@@ -52,8 +53,8 @@ class PopAcks:
             NotLeaderError, DiskFullError, FlowControlError: Refused; nothing was taken.
         """
         self._gate.check()
-        if len(self._waiting) >= WAITING_MAX:
-            raise FlowControlError(f"{WAITING_MAX} acknowledgements are under way")
+        if len(self._waiting) >= WAITING_MAX or len(self._places) >= PLACES_MAX:
+            raise FlowControlError(f"{len(self._places)} acknowledgements are under way")
         self._places.update(_places(ack))
         self._waiting.append((ack, callback))
         self._schedule()
@@ -78,7 +79,7 @@ class PopAcks:
         def done(result: object, error: DLedgerError | None) -> None:
             self._in_flight -= 1
             for number, (ack, callback) in enumerate(taken):
-                self._places -= Counter(_places(ack))
+                self._forget(ack)
                 if error is not None:
                     callback(None, error)
                 elif isinstance(result, tuple) and len(result) == len(taken):
@@ -91,6 +92,14 @@ class PopAcks:
             self._raft.propose(encode_feature(AckMessages([ack for ack, _ in taken])), done)
         except DLedgerError as error:
             done(None, error)
+
+    def _forget(self, ack: Ack) -> None:
+        # Not `Counter.__isub__`: that looks at every place there is, for each acknowledgement.
+        for place in _places(ack):
+            if self._places[place] > 1:
+                self._places[place] -= 1
+            else:
+                del self._places[place]
 
 
 def _places(ack: Ack) -> list[Place]:

@@ -14,6 +14,7 @@ import msgspec
 from broker import names, retries
 from broker.catalog import Catalog
 from broker.context import FATAL_ERRORS, BrokerContext
+from broker.copies import copy_of
 from broker.pop_acks import Place, PopAcks
 from broker.pop_choice import Dead
 from broker.pop_state import Ack, ended_rider, pack_bits
@@ -133,8 +134,8 @@ class PopDeadLetters:
             reason=REASON,
             now_ms=self._context.clock.wall_ms(),
         )
-        copy = retries.copied(
-            stored,
+        copy = copy_of(
+            message,
             topic=letters.name,
             queue_id=0,
             reconsume_times=back.reconsume_times,

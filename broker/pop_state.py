@@ -242,11 +242,6 @@ def runs_by_time(rows: RowReader, queue: bytes, limit: int) -> list[tuple[int, R
     return found
 
 
-def latest_until(rows: RowReader, queue: bytes, limit: int) -> int:
-    """Returns when the last of a queue's runs is visible again, 0 without any."""
-    return max((until_ms for until_ms, _ in runs_by_time(rows, queue, limit)), default=0)
-
-
 # --- applying -------------------------------------------------------------------------------------
 
 

@@ -17,16 +17,11 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from broker import names
-from broker.messages_command import EncodedMessage
 from dledger.message import (
     Property,
     ReceivedMessage,
     decode_properties,
-    decode_stored,
     encode_properties,
-    encode_stored,
-    pack_host,
-    tag_hash,
 )
 from dledger.model import GroupConfig
 
@@ -104,56 +99,6 @@ def send_back(
     level = delay_level or FIRST_RETRY_LEVEL + message.reconsume_times
     properties[Property.DELAY] = str(level)
     return SendBack(names.retry_topic(group.name), level, properties, message.reconsume_times + 1)
-
-
-def copied(
-    stored: bytes,
-    *,
-    topic: str,
-    queue_id: int,
-    reconsume_times: int,
-    properties: dict[str, str],
-    raw: bytes,
-    store_host: bytes,
-) -> EncodedMessage:
-    """Returns a copy of a stored message, to be stored elsewhere.
-
-    Args:
-        stored: The message.
-        topic, queue_id: Where the copy goes.
-        reconsume_times: How often it has failed.
-        properties: What it is to be found by.
-        raw: Its properties string.
-        store_host: Packed address in message ids.
-
-    Raises:
-        RemoteProtocolError: It is no stored message.
-    """
-    message = decode_stored(stored, decompress=False)
-    born_ip, _, born_port = message.born_host.rpartition(":")
-    record = encode_stored(
-        topic=topic.encode(),
-        queue_id=queue_id,
-        flag=message.flag,
-        queue_offset=0,
-        physical_offset=0,
-        sys_flag=message.sys_flag,
-        born_timestamp_ms=message.born_timestamp_ms,
-        born_host=pack_host(born_ip.strip("[]"), int(born_port)),
-        store_timestamp_ms=0,
-        store_host=store_host,
-        reconsume_times=reconsume_times,
-        prepared_transaction_offset=message.prepared_transaction_offset,
-        body=message.body,
-        properties=raw,
-    )
-    tags = properties.get(Property.TAGS, "")
-    return EncodedMessage(
-        record,
-        tag_hash(tags) if tags else 0,
-        properties.get(Property.UNIQUE_KEY, "").encode(),
-        properties.get(Property.KEYS, "").encode().split(),
-    )
 
 
 def is_beyond_retries(

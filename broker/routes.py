@@ -71,15 +71,22 @@ def make_routes(
         processors: The processors.
         background: Makes a handler out of a coroutine function.
     """
-    p = processors
-    topic_config_now = background(p.topics.config_now)
+    places = (
+        (Place.LEADER, _by_the_leader(processors, background)),
+        (Place.HERE, _here(processors, background)),
+        (Place.HERE_THEN_LEADER, _here_then_by_the_leader(processors, background)),
+    )
+    return {
+        int(code): Route(place, handle)
+        for place, handlers in places
+        for code, handle in handlers.items()
+    }
 
-    def topic_config(connection: Connection, command: Command) -> None:
-        # Who does not want to be forwarded takes us for the leader, and our word for the last.
-        now = command.ext.get(EXT_NO_FORWARD)
-        (topic_config_now if now else p.topics.config)(connection, command)
 
-    leader: dict[Code, Handle] = {
+def _by_the_leader(
+    p: Processors, background: Callable[[HandleAsync], Handle]
+) -> dict[Code, Handle]:
+    return {
         Code.SEND_MESSAGE: p.send.send,
         Code.SEND_MESSAGE_V2: p.send.send,
         Code.SEND_BATCH_MESSAGE: p.send.send,
@@ -120,7 +127,10 @@ def make_routes(
         Code.LOCK_BATCH_MQ: background(p.locks.lock),
         Code.UNLOCK_BATCH_MQ: background(p.locks.unlock),
     }
-    here: dict[Code, Handle] = {
+
+
+def _here(p: Processors, background: Callable[[HandleAsync], Handle]) -> dict[Code, Handle]:
+    return {
         Code.PULL_MESSAGE: p.pull.pull,
         Code.LITE_PULL_MESSAGE: p.pull.pull,
         Code.HEART_BEAT: p.clients.heartbeat,
@@ -148,19 +158,21 @@ def make_routes(
         Code.INVOKE_BROKER_TO_GET_CONSUMER_STATUS: background(p.relays.consumer_status),
         Code.VIEW_BROKER_STATS_DATA: p.statistics.view,
     }
-    here_then_leader: dict[Code, Handle] = {
+
+
+def _here_then_by_the_leader(
+    p: Processors, background: Callable[[HandleAsync], Handle]
+) -> dict[Code, Handle]:
+    topic_config_now = background(p.topics.config_now)
+
+    def topic_config(connection: Connection, command: Command) -> None:
+        # Who does not want to be forwarded takes us for the leader, and our word for the last.
+        now = command.ext.get(EXT_NO_FORWARD)
+        (topic_config_now if now else p.topics.config)(connection, command)
+
+    return {
         Code.QUERY_MESSAGE: p.queries.query,
         Code.VIEW_MESSAGE_BY_ID: p.queries.view,
         Code.GET_TOPIC_CONFIG: topic_config,
         Code.GET_SUBSCRIPTION_GROUP_CONFIG: p.groups.config,
-    }
-    places = (
-        (Place.LEADER, leader),
-        (Place.HERE, here),
-        (Place.HERE_THEN_LEADER, here_then_leader),
-    )
-    return {
-        int(code): Route(place, handle)
-        for place, handlers in places
-        for code, handle in handlers.items()
     }

@@ -8,63 +8,31 @@ import logging
 import random as random_module
 from collections.abc import Callable
 
-from broker import routes
-from broker.appender import Appender, AppenderConfig
+from broker.assembly import make_context, make_processors, make_services
 from broker.catalog import Catalog
 from broker.commands import encode_digest
 from broker.config import BrokerConfig
-from broker.consumers import ClientRegistry
 from broker.context import BrokerContext
-from broker.delays import Delays
 from broker.dispatcher import Dispatcher
 from broker.forwarding import Forwarder, ForwarderLimits
 from broker.full_disk import RoomQuestions, leave_full_disk
-from broker.gate import WriteGate
 from broker.housekeeping import expire_clients, sample_statistics, watch_disk
 from broker.installing import Installer
-from broker.intake import MessageIntake
 from broker.leadership import hand_over, prefer_leader
-from broker.live_settings import LiveSettings
-from broker.locks import LockClock
-from broker.long_polls import LongPolls
 from broker.maintenance import Maintenance, MaintenanceThread
-from broker.messages import MessageReader
 from broker.metrics import BrokerMetrics
 from broker.metrics_server import MetricsServer
 from broker.offset_commits import OffsetCommits
-from broker.parts import BrokerNotReadyError, Parts, pack_store_host
-from broker.popping import make_popping
-from broker.processors.assignment import AssignmentProcessor
-from broker.processors.clients import ClientProcessor
-from broker.processors.groups import GroupProcessor
-from broker.processors.info import InfoProcessor
-from broker.processors.inspection import InspectionProcessor
-from broker.processors.locks import LockProcessor
-from broker.processors.offsets import OffsetProcessor
-from broker.processors.pull import PullProcessor
-from broker.processors.queries import QueryProcessor
-from broker.processors.recall import RecallProcessor
-from broker.processors.relays import RelayProcessor
-from broker.processors.replicas import ReplicaProcessor
-from broker.processors.reply import ReplyProcessor
-from broker.processors.resets import ResetProcessor
-from broker.processors.send import SendProcessor
-from broker.processors.send_back import SendBackProcessor
-from broker.processors.settings import SettingsProcessor
-from broker.processors.statistics import StatisticsProcessor
-from broker.processors.topics import TopicProcessor
-from broker.processors.transactions import TransactionProcessor
+from broker.parts import BrokerNotReadyError, Parts
 from broker.registration import Registrar
 from broker.replication import make_raft
 from broker.retention import Retention
+from broker.routes import make_routes
 from broker.shared_address import SharedAddress
 from broker.snapshotting import Snapshotter
 from broker.state_machine import AppliedEffects, BrokerStateMachine
-from broker.statistics import Statistics
 from broker.stores import Stores, open_stores
 from broker.tasks import Tasks
-from broker.timers import TimerDelivery
-from broker.transaction_service import TransactionService
 from dledger.clock import Clock, SystemClock
 from dledger.errors import ConfigError, DiskFailureError, DLedgerError
 from dledger.message import UniqueKeyGenerator
@@ -326,45 +294,18 @@ class Broker:
     def _assemble(self, stores: Stores) -> Parts:
         config, clock = self.config, self._clock
         log, store = stores.log, stores.store
-        limits, timing = config.limits, config.timing
-        host, port = config.advertised_address(self._server.port)
         machine = BrokerStateMachine(store, self._on_applied, digest_entries=config.digest_entries)
         installer = self._make_installer(stores)
         raft = self._make_raft(log, machine, installer)
-        gate = WriteGate(
+        context = make_context(
+            config,
+            clock,
+            stores,
             raft,
-            disk_free_min_bytes=config.store.disk_free_min_bytes,
-            pending_bytes_max=limits.pending_bytes_max,
-        )
-        gate.observe_disk(self._fs.free_bytes(config.data_directory))
-        appender_config = AppenderConfig(
-            pending_bytes_max=limits.pending_bytes_max,
-            request_bytes_max=min(6 * 1024 * 1024, config.raft.entry_bytes_max),
-            lanes=config.idempotence,
-        )
-        context = BrokerContext(
-            config=config,
-            clock=clock,
-            store=store,
-            log=log,
-            raft=raft,
-            appender=Appender(raft, store, appender_config, clock),
-            gate=gate,
-            clients=ClientRegistry(
-                expiry_ms=int(timing.client_expiry_s * 1000),
-                groups_max=limits.groups_max,
-                members_max=limits.members_max,
-            ),
-            long_polls=LongPolls(
-                parked_max=limits.parked_pulls_max,
-                parked_per_owner_max=limits.parked_pulls_per_connection_max,
-            ),
-            tasks=self._tasks,
+            self._tasks,
             on_fatal=self._on_fatal,
-            host=host,
-            port=port,
-            boot_ms=clock.wall_ms(),
-            statistics=Statistics(clock.monotonic(), clock.wall_ms()),
+            port=self._server.port,
+            disk_free_bytes=self._fs.free_bytes(config.data_directory),
         )
         return self._connect(context, raft, stores, installer)
 
@@ -397,87 +338,40 @@ class Broker:
         self, context: BrokerContext, raft: RaftNode, stores: Stores, installer: Installer
     ) -> Parts:
         config = self.config
-        log, store = stores.log, stores.store
         client = RemotingClient(on_connection_lost=self._on_client_connection_lost)
-        catalog = Catalog(lambda: context.config, store, raft, context.gate)
-        live = LiveSettings(config, store.rows)
-        context.config = live.current()
+        catalog = Catalog(lambda: context.config, stores.store, raft, context.gate)
         commits = OffsetCommits(raft, context.gate, gather_ms=config.timing.offset_gather_ms)
-        reader = MessageReader(store, log)
         dispatcher = Dispatcher(
             is_serving=lambda: raft.is_serving, tasks=self._tasks, on_fatal=self._on_fatal
         )
         forwarder = self._make_forwarder(context, raft, client, dispatcher)
-        store_host = pack_store_host(context.host, context.port)
-        intake = MessageIntake(
-            cluster_name=config.cluster_name,
-            store_host=store_host,
-            new_unique_key=self._unique_keys,
-        )
-        lock_clock = LockClock(store.rows, self._clock)
-        resets = ResetProcessor(context, catalog, reader)
-        offsets = OffsetProcessor(
-            context, catalog, commits, reader, resets.pending, redirect=dispatcher.redirect
-        )
-        clients = ClientProcessor(context, catalog)
-        transactions = TransactionService(context, catalog, intake, clients, store_host=store_host)
-        timers = TimerDelivery(
-            store, raft, context.appender, context.clock, on_fatal=self._on_fatal
-        )
-        delays = Delays(config.timers, store, context.clock, broker_name=config.broker_name)
-        popping = make_popping(
+        services = make_services(
             context,
+            stores,
+            client,
             catalog,
-            reader,
-            resets.pending,
-            store_host=store_host,
+            commits,
+            unique_keys=self._unique_keys,
             redirect=dispatcher.redirect,
         )
-        processors = routes.Processors(
-            send=SendProcessor(
-                context,
-                catalog,
-                intake,
-                delays,
-                transactions,
-                store_host=store_host,
-                redirect=dispatcher.redirect,
-            ),
-            send_back=SendBackProcessor(
-                context,
-                catalog,
-                reader,
-                delays,
-                store_host=store_host,
-                redirect=dispatcher.redirect,
-            ),
-            recall=RecallProcessor(context, timers),
-            reply=ReplyProcessor(context, clients),
-            pull=PullProcessor(context, catalog, offsets.commit_from_pull, resets.pending),
-            offsets=offsets,
-            clients=clients,
-            topics=TopicProcessor(context, reader),
-            groups=GroupProcessor(context),
-            queries=QueryProcessor(context, reader),
-            info=InfoProcessor(context),
-            replicas=ReplicaProcessor(context),
-            locks=LockProcessor(context, lock_clock),
-            transactions=TransactionProcessor(context, transactions),
-            resets=resets,
-            assignment=AssignmentProcessor(context, catalog, client, clients.shares_changed),
-            statistics=StatisticsProcessor(context, reader),
-            inspection=InspectionProcessor(context, reader),
-            relays=RelayProcessor(context, reader, clients),
-            settings=SettingsProcessor(context, live),
-            pop=popping.pops,
-            pop_acks=popping.acks,
-        )
-        dispatcher.connect(routes.make_routes(processors, dispatcher.background), forwarder)
+        processors = make_processors(services)
+        dispatcher.connect(make_routes(processors, dispatcher.background), forwarder)
         shared = SharedAddress(config.shared_address, self._server, self._tasks)
         registrar = Registrar(context, catalog, client, config.nameservers, shared)
-        popping_parts = (popping.dead_letters, popping.pops)
-        parts = (registrar, shared, timers, clients, *popping_parts)
-        for listener in (lock_clock, transactions, forwarder, *parts, self):
+        popping = services.popping
+        listeners = (
+            services.lock_clock,
+            services.transactions,
+            forwarder,
+            registrar,
+            shared,
+            services.timers,
+            services.clients,
+            popping.dead_letters,
+            popping.pops,
+            self,
+        )
+        for listener in listeners:
             raft.add_listener(listener)
         self._dispatcher = dispatcher
         installer.on_installed(self._on_installed)
@@ -491,11 +385,11 @@ class Broker:
             commits=commits,
             pulls=processors.pull,
             popping=popping,
-            clients=processors.clients,
+            clients=services.clients,
             registrar=registrar,
-            timers=timers,
-            transactions=transactions,
-            live=live,
+            timers=services.timers,
+            transactions=services.transactions,
+            live=services.live,
             metrics=MetricsServer(BrokerMetrics(context).text),
         )
 

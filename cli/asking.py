@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from cli.options import nameservers
+from dledger.errors import GroupNotFoundError
 
 if TYPE_CHECKING:
     from dledger.client.admin import AsyncAdmin
+    from dledger.model import GroupConfig
 
 T = TypeVar("T")
 
@@ -28,3 +30,15 @@ def ask(nameserver: str | None, question: Callable[[AsyncAdmin], Awaitable[T]]) 
             return await question(admin)
 
     return asyncio.run(run())
+
+
+async def require_group(admin: AsyncAdmin, name: str) -> GroupConfig:
+    """Returns the settings of a consumer group.
+
+    Raises:
+        GroupNotFoundError: (definite) No broker has it.
+    """
+    for config in await admin.groups():
+        if config.name == name:
+            return config
+    raise GroupNotFoundError(f"no broker has consumer group {name}")

@@ -11,7 +11,7 @@ import typer
 from cli import probe
 from cli.console import say_json, say_table
 from cli.errors import CommandError, UsageError
-from cli.options import DEFAULT_DATA, JsonOption, NameserverOption, nameservers
+from cli.options import JsonOption, NameserverOption, nameserver_list
 from dledger.codes import RequestCode
 
 app = typer.Typer(help="Settings of broker replicas.", no_args_is_help=True)
@@ -46,11 +46,14 @@ def show(
 
     Without --config or --address the leaders of all broker groups are asked.
     """
+    from broker.config import parse_address
+
     if config is not None and address is not None:
         raise UsageError("--config and --address exclude one another")
     if config is not None:
         found = {str(config): _from_file(config)}
     elif address is not None:
+        parse_address(address, "--address")
         found = {address: _from_replica(address)}
     else:
         found = {place: _from_replica(place) for place in _leaders(nameserver)}
@@ -102,7 +105,7 @@ def _from_replica(address: str) -> dict[str, str]:
 
 
 def _leaders(nameserver: str | None) -> list[str]:
-    addresses = [part for part in nameservers(nameserver, DEFAULT_DATA).split(";") if part]
+    addresses = nameserver_list(nameserver)
     for each in addresses:
         known = probe.cluster_addresses(each, timeout_s=3.0)
         if known is not None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from cli.asking import ask
+from cli.asking import ask, require_group
 from cli.console import say, say_json, say_table
+from cli.errors import CommandError
 from cli.options import JsonOption, NameserverOption
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def progress(
     """Show how far a group has come: committed offset, newest offset and lag of each queue."""
 
     async def question(admin: AsyncAdmin) -> list[QueueProgress]:
-        return await admin.consumer_progress(group, topic)
+        found = await admin.consumer_progress(group, topic)
+        if not found:
+            await require_group(admin, group)
+        return found
 
     entries = ask(nameserver, question)
     lag = sum(entry.lag for entry in entries)
@@ -161,6 +165,11 @@ def clone(
     """Move a consumer group to where another one is."""
 
     async def question(admin: AsyncAdmin) -> None:
+        if not await admin.consumer_progress(source, topic):
+            await require_group(admin, source)
+            raise CommandError(
+                f"{source} has no offsets {f'of {topic} ' if topic else ''}to follow"
+            )
         await admin.clone_offsets(source, target, topic)
 
     ask(nameserver, question)

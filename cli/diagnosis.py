@@ -102,26 +102,33 @@ def _nameservers(nameservers: Mapping[str, Routes | None]) -> Iterable[Finding]:
         if routes is None:
             level, text = Level.PROBLEM, f"{address} does not answer"
         else:
-            level, text = Level.GOOD, f"{address} knows {len(routes)} broker groups"
+            level, text = (
+                Level.GOOD,
+                f"{address} answers; broker groups: {', '.join(sorted(routes)) or 'none'}",
+            )
         yield Finding(check="nameserver", level=level, text=text)
 
 
 def _quorum(group: str, members: Sequence[Observation]) -> Iterable[Finding]:
-    silent = [each.name for each in members if each.table is None]
-    answering = len(members) - len(silent)
-    needed = len(members) // 2 + 1
     leaders = [each for each in members if each.serves]
     leader = max(leaders, key=lambda each: each.number("raftTerm"), default=None)
-    text = f"{group}: {answering} of {len(members)} replicas answer"
+    silent = [each.name for each in members if each.table is None]
+    learners = _learners(leader)
+    voters = [each for each in members if each.address not in learners]
+    answering = sum(each.table is not None for each in voters)
+    needed = len(voters) // 2 + 1
+    text = f"{group}: {answering} of {len(voters)} replicas answer"
+    if len(voters) < len(members):
+        text += f", {len(members) - len(voters)} more are catching up and do not count yet"
     if silent:
         text += f", silent: {', '.join(silent)}"
     if answering < needed:
         level = Level.PROBLEM
-    elif silent:
+    elif answering == len(voters):
+        level = Level.WARNING if silent else Level.GOOD
+    else:
         # One more failure, and it might be one too many.
         level = Level.PROBLEM if answering == needed else Level.WARNING
-    else:
-        level = Level.GOOD
     yield Finding(check="quorum", level=level, text=text)
     if leader is None:
         text = f"{group}: nobody serves as leader; writes fail"
@@ -129,6 +136,14 @@ def _quorum(group: str, members: Sequence[Observation]) -> Iterable[Finding]:
     else:
         text = f"{group}: {leader.name} leads in term {leader.number('raftTerm')}"
         yield Finding(check="leader", level=Level.GOOD, text=text)
+
+
+def _learners(leader: Observation | None) -> set[str]:
+    """Returns the addresses of a group's members that do not vote, as its leader says."""
+    table = {} if leader is None else leader.table or {}
+    names = set(table.get("raftLearners", "").split(";")) - {""}
+    places = (part.partition("=") for part in table.get("raftMembers", "").split(";"))
+    return {address for name, _, address in places if name in names}
 
 
 def _lag(group: str, members: Sequence[Observation]) -> Iterable[Finding]:

@@ -14,7 +14,7 @@ from cli.console import say, say_json, say_table
 from cli.diagnosis import Level, Members, Observation, Routes, diagnose, worst
 from cli.errors import CommandError, ExitCode
 from cli.layout import load_layout
-from cli.options import DEFAULT_DATA, DataOption, JsonOption, NameserverOption, nameservers
+from cli.options import DEFAULT_DATA, DataOption, JsonOption, NameserverOption, nameserver_list
 from dledger.codes import RequestCode
 from dledger.errors import DLedgerError
 from dledger.remoting.bodies.admin import decode_differences
@@ -33,7 +33,7 @@ def doctor(
 
     Exits 0 if nothing is bad, 4 if something is; 1 if no nameserver answers.
     """
-    addresses = [part for part in nameservers(nameserver, data).split(";") if part]
+    addresses = nameserver_list(nameserver, data)
     with ThreadPoolExecutor(max_workers=_PROBES_MAX) as pool:
         found = pool.map(lambda a: probe.cluster_addresses(a, timeout_s=_TIMEOUT_S), addresses)
         known: dict[str, Routes | None] = dict(zip(addresses, found, strict=True))

@@ -90,7 +90,7 @@ def add_replica(
             "--config",
             metavar="FILE",
             help="Of a replica on this machine that is not one of `dledger up`: its broker.toml, "
-            "in which [[replicas]] names it and the others.",
+            "in which \\[\\[replicas]] names it and the others.",
         ),
     ] = None,
     data: DataOption = DEFAULT_DATA,

@@ -50,15 +50,10 @@ def sim(
     from jepsen_tests.sim.controls import CONTROLS
     from jepsen_tests.sim.explorer import Interrupted, Job, explore, replay
 
-    if layer not in ("raft", "broker"):
-        raise CommandError("--layer must be raft or broker", ExitCode.USAGE)
-    if replicas not in (None, 1, 3, 5):
-        raise CommandError("--replicas must be 1, 3 or 5", ExitCode.USAGE)
     if control == "list":
         say("\n".join(f"{name:<24} {CONTROLS[name].text}" for name in CONTROLS))
         return
-    if control is not None and control not in CONTROLS:
-        raise CommandError(f"no control {control}; try --control list", ExitCode.USAGE)
+    _check_usage(layer, replicas, control)
     if control is not None:
         layer = CONTROLS[control].layer
     job = Job(
@@ -91,6 +86,17 @@ def sim(
     else:
         _show(summary, job)
     raise typer.Exit(ExitCode.VIOLATION if summary.violating else ended)
+
+
+def _check_usage(layer: str, replicas: int | None, control: str | None) -> None:
+    from jepsen_tests.sim.controls import CONTROLS
+
+    if layer not in ("raft", "broker"):
+        raise CommandError("--layer must be raft or broker", ExitCode.USAGE)
+    if replicas not in (None, 1, 3, 5):
+        raise CommandError("--replicas must be 1, 3 or 5", ExitCode.USAGE)
+    if control is not None and control not in CONTROLS:
+        raise CommandError(f"no control {control}; try --control list", ExitCode.USAGE)
 
 
 class Progress:

@@ -145,7 +145,7 @@ def with_replica(layout: Layout, group_name: str) -> tuple[Layout, ReplicaPlace]
     Raises:
         UsageError: There is no such group, or no port is left.
     """
-    group = _find_group(layout, group_name)
+    group = find_group(layout, group_name)
     taken = {replica.id for replica in group.replicas}
     names = (f"{group_name}-{number}" for number in count())
     port = _next_port(layout, 2)
@@ -159,12 +159,17 @@ def with_replica(layout: Layout, group_name: str) -> tuple[Layout, ReplicaPlace]
 
 def without_replica(layout: Layout, group_name: str, replica_id: str) -> Layout:
     """Returns the plan without a replica of a group."""
-    group = _find_group(layout, group_name)
+    group = find_group(layout, group_name)
     others = tuple(replica for replica in group.replicas if replica.id != replica_id)
     return _with_replicas(layout, group, others)
 
 
-def _find_group(layout: Layout, name: str) -> GroupPlace:
+def find_group(layout: Layout, name: str) -> GroupPlace:
+    """Returns the group of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
     for group in layout.groups:
         if group.name == name:
             return group

@@ -18,7 +18,7 @@ from cli.cluster import START_TIMEOUT_S, STOP_GRACE_S, LocalCluster
 from cli.console import is_interactive, note, say, say_json, say_table
 from cli.errors import CommandError, ExitCode, UsageError
 from cli.layout import DEFAULT_PORT_BASE, ClusterSpec, load_layout
-from cli.options import DEFAULT_DATA, DataOption, JsonOption, NameserverOption, nameservers
+from cli.options import DEFAULT_DATA, DataOption, JsonOption, NameserverOption, nameserver_list
 from cli.status import ClusterStatus, ask_cluster, discover
 
 _WATCH_S = 1.0
@@ -187,7 +187,7 @@ def _wait(cluster: LocalCluster, timeout: float, stopping: threading.Event) -> N
 def _say_ready(
     cluster: LocalCluster, status: ClusterStatus, started: list[str], took_s: float
 ) -> None:
-    what = f"started {len(started)} processes" if started else "everything was running"
+    what = f"processes started: {len(started)}" if started else "everything was running"
     say(f"ready after {took_s:.2f} s ({what}); data in {cluster.directory}")
     say(f"nameserver  {cluster.nameserver}")
     for group in status.groups:
@@ -252,7 +252,7 @@ def _ask(data: Path, nameserver: str | None) -> ClusterStatus:
     """Asks the cluster of the data directory, or the one that a nameserver knows."""
     if nameserver is None and load_layout(data.resolve()) is not None:
         return LocalCluster(data).status()
-    addresses = [part for part in nameservers(nameserver, data).split(";") if part]
+    addresses = nameserver_list(nameserver, data)
     current = ask_cluster(addresses, discover(addresses))
     if not any(server.alive for server in current.nameservers):
         text = f"no nameserver answers at {';'.join(addresses)}"
@@ -294,5 +294,5 @@ def _say_status(status: ClusterStatus) -> None:
                 ]
                 for replica in group.replicas
             ],
-            title=f"{group.name}  term {group.term}  leader {group.leader or 'none'}",
+            title=f"{group.name}  term {group.term or '-'}  leader {group.leader or 'none'}",
         )

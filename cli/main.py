@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ from dledger.errors import ConfigError, DLedgerError, InvariantError
 _LINE_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
+
+# Standard output goes to a file on a full disk.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 app = typer.Typer(
     name="dledger",
@@ -85,10 +89,14 @@ def run(arguments: Sequence[str]) -> int:
     except DLedgerError as error:
         return _fail(error, ExitCode.FAILED if error.definite else ExitCode.UNKNOWN)
     except BrokenPipeError:
-        # The reader of our output has gone (`dledger consume t | head`). Keep the interpreter from
-        # complaining about it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has gone (`dledger consume t | head`).
+        _drop_output()
         return ExitCode.FAILED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _drop_output()
+        return _fail(CommandError(f"cannot write: {error.strerror}"), ExitCode.FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return 130
 
@@ -105,6 +113,11 @@ def _misused(error: Exception) -> int:
     path = context.command_path if context is not None else "dledger"
     sys.stderr.write(f"error: {text} (see `{path} --help`)\n")
     return ExitCode.USAGE
+
+
+def _drop_output() -> None:
+    """Keeps the interpreter from complaining again when it flushes standard output at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: Exception, code: ExitCode) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from broker.joining import Joining, move_aside, write_joining
 from cli.cluster import LocalCluster
 from cli.errors import CommandError, UsageError
+from cli.layout import find_group
 from dledger.client.sync_admin import Admin
 from dledger.errors import BrokerResponseError, DLedgerError
 from dledger.remoting.members import GroupConfiguration, GroupMember
@@ -213,9 +214,12 @@ class LocalMembers:
         """Adds a replica to a group, starts it and waits until it votes; returns its name.
 
         Raises:
-            BrokerResponseError: The leader refused; nothing is left behind.
+            UsageError: There is no such group.
+            DLedgerError: Nobody leads the group, or the leader refused; nothing is left behind.
             CommandError: It did not catch up in time, or does not run.
         """
+        find_group(self._cluster.layout, group)
+        self._configuration(group)  # a group that nobody leads would leave a plan without a replica
         place = self._cluster.plan_replica(group)
         try:
             self._join(group, place.id, timeout_s)
@@ -246,12 +250,31 @@ class LocalMembers:
 
         Raises:
             BrokerResponseError: The leader refused; the replica's data is untouched.
-            CommandError: It did not catch up in time, or does not run.
+            CommandError: The others have no majority (nothing was done); or it did not catch up in
+                time, or does not run.
         """
         group = self._cluster.group_of(name)
+        self._check_majority_without(group, name)
         if self._cluster.stop_one(name):
             self._say(f"{name} stopped")
         self._join(group, name, timeout_s)
+
+    def _configuration(self, group: str) -> GroupConfiguration:
+        with Admin(nameserver=self._cluster.nameserver) as admin:
+            return admin.replicas(group)
+
+    def _check_majority_without(self, group: str, name: str) -> None:
+        """Refuses to stop a replica that its group needs: there would be nobody to rebuild it."""
+        voters = {member.id for member in self._configuration(group).members if member.is_voter}
+        current = next(each for each in self._cluster.status().groups if each.name == group)
+        answering = {replica.id for replica in current.replicas if replica.answers} & voters
+        needed = len(voters) // 2 + 1
+        if len(answering - {name}) < needed:
+            others = ", ".join(sorted(answering - {name})) or "nobody"
+            raise CommandError(
+                f"{name} is needed: {needed} of {group}'s {len(voters)} voters make a majority, "
+                f"and besides it only {others} answers; nothing was done"
+            )
 
     def _join(self, group: str, name: str, timeout_s: float) -> None:
         cluster = self._cluster

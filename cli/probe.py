@@ -45,7 +45,7 @@ def call(
                     return None
                 decoder.receive_data(data)
             return decode_command(frame)
-    except (OSError, DLedgerError):
+    except (OSError, ValueError, OverflowError, DLedgerError):
         return None
 
 

@@ -9,11 +9,11 @@ import typer
 
 from broker.consumers import GUARD, REFUSE, WARN
 from broker.quotas import BYTES, MESSAGES, parse_quotas
-from cli.asking import ask
+from cli.asking import ask, require_group
 from cli.console import say, say_json
 from cli.errors import UsageError
 from cli.options import JsonOption, NameserverOption
-from dledger.errors import GroupNotFoundError, InvalidParameterError
+from dledger.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from dledger.client.admin import AsyncAdmin
@@ -92,10 +92,7 @@ def group_guard(
 
 
 async def _attributes(admin: AsyncAdmin, group: str) -> Mapping[str, str]:
-    for config in await admin.groups():
-        if config.name == group:
-            return config.attributes
-    raise GroupNotFoundError(f"no broker has consumer group {group}")
+    return (await require_group(admin, group)).attributes
 
 
 def _changes(messages: str | None, size: str | None) -> dict[str, str | None]:

@@ -42,6 +42,9 @@ def nameserver_start(
     ] = None,
 ) -> None:
     """Run a nameserver until Ctrl-C."""
+    from broker.config import parse_address
+
+    parse_address(listen, "--listen")
     arguments = ["--listen", listen, "--expiry-seconds", f"{expiry_seconds:g}"]
     if data is not None:
         arguments += ["--data", str(data)]

@@ -339,7 +339,7 @@ class PopProcessor:
             self._free(places)
             if error is None and not isinstance(result, Popped):
                 raise InvariantError(f"popping returned {result!r}")
-            for place in places:
+            for place in sorted(places):
                 self._follow_reset(place)
             decided(result if isinstance(result, Popped) else None, error)
 
@@ -357,7 +357,7 @@ class PopProcessor:
 
     def _free(self, places: set[tuple[str, int, int]]) -> None:
         self._busy -= places
-        for place in places & self._wanted:
+        for place in sorted(places & self._wanted):
             self._wanted.discard(place)
             self._wake_soon(place[1], place[2])
 

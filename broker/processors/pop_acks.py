@@ -48,8 +48,6 @@ from dledger.remoting.pop_headers import (
 )
 from dledger.remoting.server import Connection
 
-Changed = Callable[[int, DLedgerError | None], None]
-
 
 class StaleHandleError(RequestError):
     """The message was given out again, or is done with. Nothing was done."""
@@ -174,7 +172,7 @@ class PopAckProcessor:
             else:
                 self._fail(connection, command, worst)
             notify = self._on_visibility if order else self._on_acknowledged
-            for topic in {ack.topic for ack in acks}:
+            for topic in dict.fromkeys(ack.topic for ack in acks):
                 notify(topic)
 
         for ack in acks:

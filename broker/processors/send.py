@@ -173,13 +173,8 @@ class SendProcessor:
             else:
                 took_s = context.clock.monotonic() - began_s
                 context.statistics.stored(topic.name, count, len(command.body), took_s)
-            ext = {
-                "msgId": ",".join([offset_message_id(store_host, at) for at in physical_offsets]),
-                "queueId": str(queue_id),
-                "queueOffset": str(queue_offset),
-                "MSG_REGION": "DefaultRegion",
-                "TRACE_ON": "true",
-            }
+            ids = [offset_message_id(store_host, at) for at in physical_offsets]
+            ext = _receipt(ids, queue_id, queue_offset)
             if intake.unique_key:
                 ext["transactionId"] = intake.unique_key
             if identity is not None:
@@ -344,3 +339,13 @@ def _pack(ip: str, port: str) -> bytes:
     except (InvalidParameterError, ValueError):
         return _UNKNOWN_HOST
     return packed if len(packed) == 8 else _UNKNOWN_HOST
+
+
+def _receipt(ids: list[str], queue_id: int, queue_offset: int) -> dict[str, str]:
+    return {
+        "msgId": ",".join(ids),
+        "queueId": str(queue_id),
+        "queueOffset": str(queue_offset),
+        "MSG_REGION": "DefaultRegion",
+        "TRACE_ON": "true",
+    }

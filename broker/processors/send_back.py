@@ -9,6 +9,7 @@ from collections.abc import Callable
 from broker import names, retries
 from broker.catalog import Catalog, definite_failure
 from broker.context import BrokerContext
+from broker.copies import copy_of
 from broker.delay_rules import Parking
 from broker.delays import Delays, parked
 from broker.intake import Intake
@@ -136,8 +137,8 @@ class SendBackProcessor:
         if parking is not None:
             place, place_queue = self._delays.topic_of(parking), parking.queue_id
             raw = parking.properties.encode()
-        encoded = retries.copied(
-            stored,
+        encoded = copy_of(
+            decode_stored(stored, decompress=False),
             topic=place.name,
             queue_id=place_queue,
             reconsume_times=back.reconsume_times,

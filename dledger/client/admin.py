@@ -13,6 +13,7 @@ from dledger.client.offsets import Offsets
 from dledger.client.resets import OffsetResets
 from dledger.client.results import QueueBounds, QueueProgress, TopicDescription
 from dledger.client.session import ClientSession
+from dledger.client.topic_header import topic_header
 from dledger.client.topology import Topology
 from dledger.clock import Clock, SystemClock
 from dledger.codes import RequestCode, ResponseCode
@@ -150,15 +151,7 @@ class AsyncAdmin(GroupAdmin, AsyncLifetime):
 
     async def update_topic(self, config: TopicConfig) -> None:
         """Changes all settings of a topic, in all broker groups that have it."""
-        header = CreateTopicHeader(
-            topic=config.name,
-            read_queue_count=config.read_queue_count,
-            write_queue_count=config.write_queue_count,
-            permission=config.permission,
-            filter_type=config.filter_type,
-            topic_flags=config.topic_flags,
-            order=config.order,
-        )
+        header = topic_header(config)
         for group in await self.topic(config.name):
             await self._session.call_leader(group, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
 
@@ -489,7 +482,10 @@ class AsyncAdmin(GroupAdmin, AsyncLifetime):
             return known
         unknown = sorted(set(names) - set(known))
         if unknown:
-            raise InvalidParameterError(f"there are no broker groups {unknown}; known: {known}")
+            raise InvalidParameterError(
+                f"no nameserver knows a running broker group {', '.join(unknown)}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
         return sorted(set(names))
 
     async def _wait_visible(self, topic: str, queue_count: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dledger.client.session import ClientSession
+from dledger.client.topic_header import topic_header
 from dledger.codes import DEAD_LETTER_PREFIX, RETRY_PREFIX, RequestCode, ResponseCode
 from dledger.errors import (
     BrokerResponseError,
@@ -20,7 +21,7 @@ from dledger.errors import (
 from dledger.message import ReceivedMessage
 from dledger.remoting.admin_headers import LocateMessageHeader, LocateMessageResponse
 from dledger.remoting.bodies import decode_group_config, encode_group_config
-from dledger.remoting.headers import CreateTopicHeader, GetGroupConfigHeader, to_ext
+from dledger.remoting.headers import GetGroupConfigHeader, to_ext
 
 if TYPE_CHECKING:
     from dledger.client.admin import AsyncAdmin
@@ -131,16 +132,7 @@ class Inspector:
                 raise InvalidParameterError(f"attribute {key!r} must not hold ',' or '='")
             parts.append(f"-{key}" if value is None else f"+{key}={value}")
         for group, config in (await self._admin.topic(name)).items():
-            header = CreateTopicHeader(
-                topic=config.name,
-                read_queue_count=config.read_queue_count,
-                write_queue_count=config.write_queue_count,
-                permission=config.permission,
-                filter_type=config.filter_type,
-                topic_flags=config.topic_flags,
-                order=config.order,
-                attributes=",".join(parts),
-            )
+            header = topic_header(config, ",".join(parts))
             await self._session.call_leader(group, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
 
     async def change_group(self, name: str, changes: Mapping[str, str | None]) -> None:

@@ -110,7 +110,7 @@ class AsyncProducer(AsyncLifetime):
         )
         self._tracer = Tracer(self._session, group) if self.config.trace else None
         self._topics: dict[str, TopicLines] = {}
-        self._dirty: set[str] = set()
+        self._dirty: dict[str, None] = {}  # in the order of their first message
         self._overflow: deque[tuple[TopicLines, Pending, Target, str | None]] = deque()
         self._in_flight = 0
         self._in_flight_bytes = 0
@@ -451,11 +451,11 @@ class AsyncProducer(AsyncLifetime):
         if not self._dirty:
             self._idle.clear()
             loop.call_soon(self._flush)
-        self._dirty.add(topic.name)
+        self._dirty[topic.name] = None
 
     def _flush(self) -> None:
         """Runs once at the end of a loop turn that brought messages."""
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._dirty = self._dirty, {}
         for name in dirty:
             self._dispatch(self._topics[name])
 

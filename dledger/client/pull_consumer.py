@@ -192,7 +192,7 @@ class AsyncPullConsumer(AsyncLifetime):
                 due = dict(self._positions)
             else:
                 due = {queue: await self.position(queue) if offset is None else offset}
-            for name in {entry.topic for entry in due}:
+            for name in dict.fromkeys(entry.topic for entry in due):
                 await self._join(name)
             for entry, value in due.items():
                 await self._offsets.commit(self.group, entry, value)

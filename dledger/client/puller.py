@@ -17,6 +17,7 @@ from dledger.errors import (
 )
 from dledger.message import ReceivedMessage, iter_stored
 from dledger.model import MessageQueue, PullStatus
+from dledger.remoting.commands import Command
 from dledger.remoting.errors import response_error
 from dledger.remoting.headers import PullMessageHeader, PullMessageResponse, to_ext
 
@@ -94,6 +95,17 @@ class Puller:
             self._session.seek_leader(queue.broker_name)
             self._suggested.pop(queue, None)
             raise
+        return self._result(response, address, queue, offset, subscription)
+
+    def _result(
+        self,
+        response: Command,
+        address: str,
+        queue: MessageQueue,
+        offset: int,
+        subscription: Subscription,
+    ) -> PullResult:
+        """Returns what an answer says; notes which replica it suggests."""
         status = _STATUS.get(response.code)
         if status is None:
             raise response_error(response, address)

@@ -90,7 +90,7 @@ class AsyncPushConsumer(AsyncLifetime):
             message_model,
             ordered=ordered,
         )
-        self._handed: set[Delivery] = set()  # by iteration, not yet followed by another
+        self._handed: dict[Delivery, None] = {}  # by iteration, not yet followed by another
         self._running = 0
         self._handlers_idle = asyncio.Event()
         self._handlers_idle.set()
@@ -250,7 +250,7 @@ class AsyncPushConsumer(AsyncLifetime):
         delivery = await self._reader.take(timeout_s)
         if delivery is None:
             return None
-        self._handed.add(delivery)
+        self._handed[delivery] = None
         return delivery.message
 
     def _finish_handed(self) -> None:
@@ -292,12 +292,12 @@ class _Messages:
         consumer = self._consumer
         if self._current is not None:
             if self._current in consumer._handed:
-                consumer._handed.discard(self._current)
+                del consumer._handed[self._current]
                 consumer._reader.finish(self._current)
             self._current = None
         delivery = await consumer._reader.take(self._idle_timeout_s)
         if delivery is None:
             raise StopAsyncIteration
         self._current = delivery
-        consumer._handed.add(delivery)
+        consumer._handed[delivery] = None
         return delivery.message

@@ -79,7 +79,9 @@ def parse_order(text: str) -> dict[str, int]:
     for part in filter(None, text.split(";")):
         name, _, count = part.partition(":")
         if not name or not count.isascii() or not count.isdigit() or len(count) > 5:
-            raise RemoteProtocolError(f"order configuration with {part[:100]!r}")
+            raise RemoteProtocolError(
+                f"an order configuration is GROUP:QUEUES;..., it cannot hold {part[:100]!r}"
+            )
         counts[name] = int(count)
     return counts
 

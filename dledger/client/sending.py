@@ -141,20 +141,11 @@ class BatchSender:
         # Looked for in the raw bytes first: hardly any message is delayed.
         may_wait = not is_batch and b"TIMER_D" in batch[0].properties
         if may_wait and await self._would_be_early(queue.broker_name, batch[0].properties):
-            error: DLedgerError = MessageRejectedError(
-                f"{queue.broker_name} knows delays by level only: set the property DELAY to 1..18"
-            )
-            return self._fail(batch, error)
-        body = batch[0].body if len(batch) == 1 else encode_elements(batch)
-        code = RequestCode.SEND_BATCH_MESSAGE if is_batch else RequestCode.SEND_MESSAGE_V2
-        header = send_header(self._config, self._group, queue, batch, self._clock.wall_ms())
-        header[EXT_NO_FORWARD] = "1"
-        if self._config.idempotent:
-            header[EXT_PRODUCER_ID] = self._producer_id
-            header[EXT_SEQUENCE] = self._take_sequence(queue, total_messages(batch))
+            return self._fail(batch, levels_only(queue.broker_name))
+        request = self._make_request(queue, batch, is_batch=is_batch)
         may_leave = may_leave and not batch[0].pinned
         bound = False  # may be stored already: only the same again, at the same place
-        error = RequestTimeoutError("no attempt could be made in time")
+        error: DLedgerError = RequestTimeoutError("no attempt could be made in time")
         failures = hints = 0
         loop = asyncio.get_running_loop()
         # An attempt that cannot be answered in time would only make a refusal unknown.
@@ -178,14 +169,8 @@ class BatchSender:
                 continue
             self.requests += 1
             self.retries += failures > 0
-            began = loop.time()
             try:
-                left = min(self._config.attempt_timeout_s, deadline - began)
-                response = await self._session.ask_leader(
-                    queue.broker_name, address, code, header, body, timeout_s=left
-                )
-                self._session.note_answer(queue.broker_name, address, response)
-                self._isolation.note(queue.broker_name, loop.time() - began, loop.time())
+                response = await self._ask(queue.broker_name, address, request, deadline)
                 if response.code in STATUS:
                     return self._succeed(queue, batch, response)
                 error = response_error(response, address)
@@ -205,14 +190,48 @@ class BatchSender:
                 if len(batch) > 1 and not bound:
                     return await self._one_by_one(queue, batch, may_leave=may_leave)
                 return self._fail(batch, error)
-            if verdict.step is Step.ELSEWHERE:
-                if max(item.refusals for item in batch) >= self._config.refusals_max:
-                    return self._fail(batch, error)
-                for item in batch:
-                    item.refusals += 1
+            if verdict.step is Step.ELSEWHERE and not self._may_be_refused_again(batch):
+                return self._fail(batch, error)
             elsewhere = await self._prepare_retry(queue, verdict.step, failures, deadline)
             if elsewhere and may_leave and not bound:
                 return Outcome(again=batch)
+
+    def _make_request(
+        self, queue: MessageQueue, batch: list[Pending], *, is_batch: bool
+    ) -> tuple[RequestCode, dict[str, object], bytes]:
+        """Returns code, header and body; the same for all attempts, and numbered."""
+        body = batch[0].body if len(batch) == 1 else encode_elements(batch)
+        code = RequestCode.SEND_BATCH_MESSAGE if is_batch else RequestCode.SEND_MESSAGE_V2
+        header = send_header(self._config, self._group, queue, batch, self._clock.wall_ms())
+        header[EXT_NO_FORWARD] = "1"
+        if self._config.idempotent:
+            header[EXT_PRODUCER_ID] = self._producer_id
+            header[EXT_SEQUENCE] = self._take_sequence(queue, total_messages(batch))
+        return code, header, body
+
+    async def _ask(
+        self,
+        broker_name: str,
+        address: str,
+        request: tuple[RequestCode, dict[str, object], bytes],
+        deadline: float,
+    ) -> Command:
+        """Makes one attempt; notes that the leader answers, and how soon."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        left = min(self._config.attempt_timeout_s, deadline - began)
+        response = await self._session.ask_leader(broker_name, address, *request, timeout_s=left)
+        self._session.note_answer(broker_name, address, response)
+        self._isolation.note(broker_name, loop.time() - began, loop.time())
+        return response
+
+    def _may_be_refused_again(self, batch: list[Pending]) -> bool:
+        """Counts a refusal; whether a batch may go on to where it may be refused once more."""
+        if max(item.refusals for item in batch) >= self._config.refusals_max:
+            return False
+        for item in batch:
+            item.refusals += 1
+        return True
 
     def is_quick(self, broker_name: str) -> bool:
         """Whether a broker group has a leader, and has not been slow lately."""
@@ -340,6 +359,13 @@ class BatchSender:
         outcome = self._fail(expired, error)
         outcome.again = [item for item in batch if item.deadline > now]
         return outcome
+
+
+def levels_only(broker_name: str) -> MessageRejectedError:
+    """Returns why a message with a delay of its own is not sent to a broker of before 5.0."""
+    return MessageRejectedError(
+        f"{broker_name} knows delays by level only: set the property DELAY to 1..18"
+    )
 
 
 def final_error(item: Pending, error: DLedgerError) -> DLedgerError:

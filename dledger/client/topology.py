@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from dledger.client.routes import parse_order
 from dledger.client.session import ClientSession
+from dledger.client.topic_header import topic_header
 from dledger.codes import ORDER_TOPIC_NAMESPACE, RequestCode, ResponseCode
 from dledger.errors import BrokerResponseError, InvalidParameterError
 from dledger.message import validate_topic
 from dledger.model import GroupConfig, TopicConfig
 from dledger.remoting.bodies import decode_topic_table, encode_group_config
-from dledger.remoting.headers import CreateTopicHeader
 from dledger.remoting.nameserver_headers import (
     DeleteKvConfigHeader,
     GetKvConfigHeader,
@@ -55,15 +55,7 @@ class Topology:
         for config in configs:
             if config.name in there:
                 continue
-            header = CreateTopicHeader(
-                topic=config.name,
-                read_queue_count=config.read_queue_count,
-                write_queue_count=config.write_queue_count,
-                permission=config.permission,
-                filter_type=config.filter_type,
-                topic_flags=config.topic_flags,
-                order=config.order,
-            )
+            header = topic_header(config)
             await self._session.call_leader(
                 broker_name, RequestCode.UPDATE_AND_CREATE_TOPIC, header
             )

@@ -213,13 +213,11 @@ def encode_stored(
 
     Args:
         topic: UTF-8.
-        queue_offset: May be 0 and stamped later at `QUEUE_OFFSET_AT`.
-        physical_offset: May be 0 and stamped later at `PHYSICAL_OFFSET_AT`.
+        queue_offset, physical_offset: May be 0 and stamped later, where `QUEUE_OFFSET_AT` and
+            `PHYSICAL_OFFSET_AT` say.
         sys_flag: The IPv6 bits are set or cleared to fit the hosts.
-        born_host: Packed by `pack_host`.
-        store_host: Packed by `pack_host`.
-        body: As stored, that is, compressed if `sys_flag` says so.
-        properties: Encoded by `encode_properties`.
+        born_host, store_host: Packed by `pack_host`.
+        body: As stored, compressed if `sys_flag` says so; `properties` by `encode_properties`.
 
     Raises:
         MessageRejectedError: Topic or properties are too long, or a number does not fit its field.

@@ -574,12 +574,12 @@ class Engine(CatchUp):
     ) -> list[tuple[bytes, int, int]]:
         """Answers the commit rule, which asks for one entry and reads only its term.
 
-        It always counts the leader, so it gets nothing that is not durable here: in a group of one
-        that alone decides.
+        In a group of one it gets nothing that is not durable: it counts the leader in any case.
         """
         invariant(count == 1 and fromIDx is not None, "the library asked for a range of entries")
-        is_durable = (fromIDx or 0) <= self._log.durable_index
-        term = self._log.term_at(fromIDx or 0) if is_durable else None
+        if not self._SyncObj__otherNodes and (fromIDx or 0) > self._log.durable_index:
+            return []
+        term = self._log.term_at(fromIDx or 0)
         return [] if term is None else [(b"", fromIDx or 0, term)]
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:

@@ -227,12 +227,22 @@ class Membership:
 
         What the log holds that is not committed is about to be dropped with it.
 
+        Raises:
+            DiskFullError: Nothing has changed.
+            DiskFailureError: The log has failed.
+
         Durability: stored on return.
         """
-        if configuration.index > self._stored.committed.index:
-            self._stored.committed = configuration
-        self._stored.pending = []
-        self._save()
+        stored = self._stored
+        before = stored.committed, stored.pending
+        if configuration.index > stored.committed.index:
+            stored.committed = configuration
+        stored.pending = []
+        try:
+            self._save()
+        except StoreError:
+            stored.committed, stored.pending = before
+            raise
 
     def fence(self, reason: str) -> None:
         """Remembers for good that this replica must not take part any more."""
@@ -240,7 +250,9 @@ class Membership:
         self._save()
 
     def _save(self) -> None:
-        self._log.save_members(_encode(self._stored))
+        content = _encode(self._stored)
+        if content != self._log.members:
+            self._log.save_members(content)
 
     # --- who may talk to us ---------------------------------------------------------------------
 

@@ -127,8 +127,10 @@ class Roster(SyncObj):  # type: ignore[misc]
 
     def _configurations_cut(self, index: int) -> None:
         """Goes back to the configuration before, if entries from `index` on held a later one."""
-        if self._membership.truncated(index):
-            self._members_changed()
+        try:
+            self._membership.truncated(index)
+        finally:
+            self._members_changed()  # it is gone from the log, whether or not that was noted
 
     def _settle_configuration(self) -> None:
         """Takes note of a configuration that has been committed."""

@@ -91,7 +91,7 @@ class TcpTransport:
         self._complaints: dict[str, str] = {}  # what each peer was last refused for
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
-        self._accepted: set[_Incoming] = set()
+        self._accepted: dict[_Incoming, None] = {}
         self._strangers: dict[_Incoming, asyncio.TimerHandle] = {}  # the oldest first
         self._refused_last = ""
         self._stopped = False
@@ -275,7 +275,7 @@ class TcpTransport:
 
     def attach(self, incoming: _Incoming) -> None:
         """Notes a connection before its hello, which must come soon."""
-        self._accepted.add(incoming)
+        self._accepted[incoming] = None
         if len(self._strangers) >= self._config.strangers_max:
             oldest = next(iter(self._strangers))
             self._introduced(oldest)
@@ -300,7 +300,7 @@ class TcpTransport:
 
     def detach(self, incoming: _Incoming) -> None:
         """Forgets a closed connection; the peer's process may be gone."""
-        self._accepted.discard(incoming)
+        self._accepted.pop(incoming, None)
         self._introduced(incoming)
         peer_id = incoming.peer_id
         if peer_id is None or self._incoming.get(peer_id) is not incoming:

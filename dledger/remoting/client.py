@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -280,7 +281,11 @@ class RemotingClient:
                 )
         except TimeoutError as exc:
             raise ConnectFailedError(f"cannot connect to {address}: timed out") from exc
-        except (OSError, ValueError, OverflowError) as exc:
+        except OSError as exc:
+            # asyncio's text repeats the address; with several addresses there is no number.
+            reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror or exc
+            raise ConnectFailedError(f"cannot connect to {address}: {reason}") from exc
+        except (ValueError, OverflowError) as exc:
             raise ConnectFailedError(f"cannot connect to {address}: {exc}") from exc
         if connection.is_closing:
             raise ConnectFailedError(f"cannot connect to {address}: closed at once")

@@ -15,6 +15,7 @@ are the test's. Not for measurements, and not for proving the servers (`dledger 
 from __future__ import annotations
 
 import atexit
+import logging
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,11 @@ GROUPS_MAX = 26
 READY_TIMEOUT_S = 15.0
 TEMPLATE_TOPIC = "TBW102"
 _POLL_S = 0.01
+# Where the application has not set up logging, Python would print the servers' warnings; a test
+# that kills and isolates replicas has nothing but warnings. Handlers of the application get them.
+for _server in ("broker", "nameserver", "store", "dledger.raft"):
+    logging.getLogger(_server).addHandler(logging.NullHandler())
+
 # Quicker than the defaults: all replicas are on this machine. Slow enough for a busy test process.
 _SETTINGS: dict[str, Any] = {
     "raft": {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dledger.testing.cluster import LocalCluster
 
 _SCOPES = ("session", "package", "module", "class", "function")
+_SIZES = ("1", "3", "5")
 _TOPIC_NAME_MAX = 100
 _COUNTER = itertools.count(1)
 
@@ -33,17 +34,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("dledger_groups", "broker groups of dledger_cluster", default="1")
 
 
-def _scope(fixture_name: str, config: pytest.Config) -> str:
-    scope = str(config.getini("dledger_cluster_scope"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuses settings that mean nothing, in one line, before anything runs."""
+    scope = config.getini("dledger_cluster_scope")
     if scope not in _SCOPES:
-        raise pytest.UsageError(f"dledger_cluster_scope must be one of {_SCOPES}, not {scope!r}")
-    return scope
+        raise pytest.UsageError(
+            f"dledger_cluster_scope must be one of {', '.join(_SCOPES)}, not {scope!r}"
+        )
+    replicas = str(config.getini("dledger_replicas"))
+    if replicas not in _SIZES:
+        raise pytest.UsageError(f"dledger_replicas must be 1, 3 or 5, not {replicas!r}")
+    _number(config, "dledger_groups")
+
+
+def _scope(fixture_name: str, config: pytest.Config) -> str:
+    return str(config.getini("dledger_cluster_scope"))
 
 
 def _number(config: pytest.Config, name: str) -> int:
     text = str(config.getini(name))
-    if not text.isascii() or not text.isdigit():
-        raise pytest.UsageError(f"{name} must be a number, not {text!r}")
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise pytest.UsageError(f"{name} must be a number from 1, not {text!r}")
     return int(text)
 
 

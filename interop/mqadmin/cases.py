@@ -53,7 +53,15 @@ class Case:
 
 def cases(f: Facts) -> list[Case]:
     """Returns all commands in an order in which each finds what it needs."""
-    return [*_cluster(f), *_topics(f), *_groups(f), *_messages(f), *_settings(f), *_endings(f)]
+    return [
+        *_cluster(f),
+        *_topics(f),
+        *_groups(f),
+        *_messages(f),
+        *_printing_and_sending(f),
+        *_settings(f),
+        *_endings(f),
+    ]
 
 
 def _case(line: Sequence[str], *expected: str, **more: object) -> Case:
@@ -189,6 +197,12 @@ def _messages(f: Facts) -> list[Case]:
             rf"Topic:\s+{f.topic}",
             f.offset_id,
         ),
+    ]
+
+
+def _printing_and_sending(f: Facts) -> list[Case]:
+    queue = str(f.queue_id)
+    return [
         _case(
             ["printMsg", "-t", f.topic, "-b", f.begin, "-d", "true"],
             rf"topic={f.topic}|Topic.*{f.topic}|BODY",

@@ -249,10 +249,3 @@ class NamespaceNetwork:
         command = ["ip", "netns", "exec", self._switch, "nft", "-j", "list", "counter", "bridge"]
         entries = json.loads(run_tool([*command, "dl", name]))["nftables"]
         return sum(int(e["counter"]["packets"]) for e in entries if "counter" in e)
-
-
-def stale_namespaces(run_id: str) -> list[str]:
-    """Returns the namespaces that carry a run's id."""
-    text = run_tool(["ip", "netns", "list"])
-    names = [line.split()[0] for line in text.splitlines() if line.strip()]
-    return [name for name in names if name.startswith(f"dl{run_id}")]

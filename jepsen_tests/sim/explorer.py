@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jepsen_tests.history import HistoryWriter, Meta
+from jepsen_tests.sim.controls import CONTROLS
 from jepsen_tests.sim.plan import make_plan
 from jepsen_tests.sim.scenario import Layer, Result, Settings, run_plan
 
@@ -216,8 +217,6 @@ def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = No
     """Runs one seed."""
     settings = Settings(layer=job.layer, write_trace=write_trace)
     if job.control is not None:
-        from jepsen_tests.sim.controls import CONTROLS
-
         CONTROLS[job.control].plant(settings)
     plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
     if job.control is not None:

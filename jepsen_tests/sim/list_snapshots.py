@@ -59,13 +59,15 @@ def load_state(host: Host) -> ListState:
     return state  # type: ignore[no-any-return]
 
 
-def finish_installation(host: Host, directory: Any, config: StoreConfig) -> None:
-    """Ends an installation that a crash has interrupted."""
+def finish_installation(host: Host, directory: Any, config: StoreConfig) -> int | None:
+    """Ends an installation that a crash has interrupted; returns up to where, None without one."""
     shelf = shelf_of(host)
     if shelf.installing is None or shelf.newest is None:
-        return
+        return None
     reset_directory(host.disk.files, directory, config, shelf.installing)
-    _replace(host, load_state(host), shelf)
+    state = load_state(host)
+    _replace(host, state, shelf)
+    return state.applied_index
 
 
 def _replace(host: Host, state: ListState, shelf: Shelf) -> None:
@@ -181,8 +183,11 @@ class ListSnapshots:
             if (len(writer.data), zlib.crc32(writer.data)) != (size, crc):
                 done(None, RemoteProtocolError("damaged on its way"))
                 return
-            if not may_install():
-                done(None, TransferFailedError("the log has gone on; no snapshot is needed"))
+            try:
+                if not may_install():
+                    raise TransferFailedError("the log has gone on; no snapshot is needed")
+            except DLedgerError as error:
+                done(None, error)
                 return
             shelf = self._shelf
             shelf.newest, shelf.installing = (applied_index, writer.data), record

@@ -74,6 +74,17 @@ class Process:
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
+class VirtualTask(asyncio.Task[Any]):
+    """A task whose place in sets is decided by when it was made, not by where it lies."""
+
+    def __init__(self, number: int, coro: Any, **settings: Any) -> None:
+        self._number = number
+        super().__init__(coro, **settings)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 # asyncio's loops have private parts that any other loop class has to use, and that have no types.
 _BaseLoop: Any = asyncio.BaseEventLoop
 
@@ -92,6 +103,8 @@ class VirtualLoop(_BaseLoop):  # type: ignore[misc]
         self._timers: list[tuple[float, int, Any]] = []
         self.problems: list[str] = []
         self.processes: list[Process] = []
+        self._tasks_made = 0
+        self.set_task_factory(self._make_task)
         self.set_exception_handler(self._note_problem)
 
     def time(self) -> float:
@@ -114,6 +127,10 @@ class VirtualLoop(_BaseLoop):  # type: ignore[misc]
             if len(tasks) > 512:
                 process.tasks = [kept for kept in tasks if not kept.done()]
         return task
+
+    def _make_task(self, _loop: Any, coro: Any, **settings: Any) -> VirtualTask:
+        self._tasks_made += 1
+        return VirtualTask(self._tasks_made, coro, loop=self, **settings)
 
     async def create_server(
         self, factory: Any, host: Any = None, port: Any = None, **_: Any

@@ -56,9 +56,7 @@ class Operator:
         was_refused, host.refused = host.refused, OUT
         if self._random.random() < 0.5:
             world.kill(host)  # otherwise it runs until it hears of it
-        if not await self._ask(
-            lambda node: node.changes.remove(host.name), self._is_out, host, until
-        ):
+        if not await self._leave(host, until):
             # Perhaps it was removed all the same; then it is told so and stays outside.
             host.refused = was_refused
             world.outside.discard(host.name)

@@ -98,7 +98,9 @@ class RaftServer:
         process = host.process
         name = process.name if process else host.name
         self._failed = world.loop.create_future()
-        finish_installation(host, DIRECTORY, self._store_config())
+        installed = finish_installation(host, DIRECTORY, self._store_config())
+        if installed is not None:
+            world.oracle.installed(host.name, installed)
         log = self.log = self.open_log()
         world.oracle.opened(name, host.name, log, is_damaged=bool(host.damaged))
         self.machine = self.machine_class(self.state(), world, name)

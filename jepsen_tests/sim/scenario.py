@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from dledger.raft.engine import Engine
 from jepsen_tests.history import Record
+from jepsen_tests.sim.broker_layer import BrokerClients, BrokerServer
 from jepsen_tests.sim.faults import Chaos
 from jepsen_tests.sim.loop import SimulationStuckError, VirtualLoop, run_virtual
 from jepsen_tests.sim.operating import Operator
@@ -96,8 +97,6 @@ def run_plan(plan: Plan, settings: Settings | None = None) -> Result:
 
 async def _main(loop: VirtualLoop, plan: Plan, settings: Settings, result: Result) -> None:
     if settings.layer == "broker":
-        from jepsen_tests.sim.broker_layer import BrokerClients, BrokerServer
-
         server_class, clients_class = BrokerServer, BrokerClients
     else:
         server_class, clients_class = RaftServer, RaftClients  # type: ignore[assignment]

@@ -99,7 +99,9 @@ def test_up_status_revive_down(tmp_path: Path) -> None:
             assert set(replica) == {
                 *("id", "role", "address", "raft_address", "pid", "alive"),
                 *("commit_index", "applied_index", "durable_index", "log_bytes"),
+                *("member", "incarnation"),
             }
+            assert (replica["member"], replica["incarnation"]) == ("voter", 0)
             assert replica["alive"]
             assert replica["role"] == ("leader" if replica["id"] == group["leader"] else "follower")
             assert replica["commit_index"] >= 1

@@ -135,6 +135,27 @@ def test_quotas_and_the_guard(cluster: LocalCluster) -> None:
     assert len(config.attributes) == 2, "neither has taken away the other"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["consumer", "progress", "--group", "absent"],
+        ["consumer", "clone", "--from-group", "absent", "--to-group", "other"],
+    ],
+)
+def test_a_group_that_does_not_exist_is_not_one_without_lag(
+    cluster: LocalCluster, arguments: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "cli", *arguments, "--nameserver", cluster.nameserver],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.decode() == "error: no broker has consumer group absent\n"
+
+
 def test_a_message_is_explained(cluster: LocalCluster) -> None:
     with Admin(nameserver=cluster.nameserver) as admin:
         admin.create_topic("told", queue_count=1)

@@ -64,6 +64,20 @@ def test_messages_for_any_queue_are_spread_by_batches() -> None:
     run_producer(scenario)
 
 
+def test_topics_of_one_turn_are_sent_in_the_order_of_their_first_messages() -> None:
+    """Not in that of a set, which another process has in another order."""
+    names = [f"topic-{number}" for number in (5, 1, 7, 2, 8, 3)]
+
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        for name in names:
+            cluster.create_topic(name)
+            await producer.send(Message(name, b"so that its route is known"), queue=0)
+        await asyncio.gather(*(producer.send(Message(name, b"m"), queue=1) for name in names))
+        assert [topic for topic, queue in cluster.group.log if queue == 1] == names
+
+    run_producer(scenario)
+
+
 def test_lone_messages_take_turns_over_the_queues() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         results = [await producer.send(Message("t", b"x")) for _ in range(8)]

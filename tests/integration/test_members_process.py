@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cli import probe
 from cli.cluster import LocalCluster, free_port_base
+from cli.errors import CommandError, UsageError
 from cli.layout import ClusterSpec
 from cli.members import LocalMembers
 from dledger import Message, Producer, PullConsumer
@@ -184,3 +186,45 @@ def test_what_would_cost_the_majority_is_refused(tmp_path: Path) -> None:
             LocalMembers(cluster).remove(other)
         assert cluster.pid(other)
         LocalMembers(cluster).rebuild(down, 60.0)  # which is not the one that runs
+
+
+def test_a_replica_that_its_group_needs_is_not_stopped_for_a_rebuild(tmp_path: Path) -> None:
+    with running(tmp_path, replicas=1) as cluster:
+        pid = cluster.pid("broker-a-0")
+        with pytest.raises(CommandError, match="broker-a-0 is needed"):
+            LocalMembers(cluster).rebuild("broker-a-0", 60.0)
+        assert cluster.pid("broker-a-0") == pid
+        cluster.wait_serving()
+
+
+def test_no_replica_is_planned_for_a_group_that_nobody_leads(tmp_path: Path) -> None:
+    with running(tmp_path, replicas=1) as cluster:
+        cluster.kill("broker-a-0", signal.SIGKILL)
+        with pytest.raises(DLedgerError):
+            LocalMembers(cluster).add(GROUP, 60.0)
+        assert [replica.id for _, replica in cluster.layout.replicas()] == ["broker-a-0"]
+        with pytest.raises(UsageError, match="no broker group absent; known: broker-a"):
+            LocalMembers(cluster).add("absent", 60.0)
+
+
+def test_replicas_name_those_who_belong_to_the_group_now(tmp_path: Path) -> None:
+    with running(tmp_path) as cluster:
+        gone = next(
+            replica.id
+            for replica in cluster.status().groups[0].replicas
+            if replica.role == "follower"
+        )
+        LocalMembers(cluster).remove(gone)
+        addresses = [replica.address for _, replica in cluster.layout.replicas()]
+        assert len(addresses) == 2
+
+        def agreed() -> bool:
+            tables = [probe.broker_runtime(address) or {} for address in addresses]
+            named = [
+                {part.partition("=")[0] for part in table.get("raftMembers", "").split(";")}
+                for table in tables
+            ]
+            members = {replica.id for _, replica in cluster.layout.replicas()}
+            return all(names == members for names in named)
+
+        wait(agreed, "the removed replica is not named any more")

@@ -220,3 +220,16 @@ def test_ready_in_about_a_second():
     with LocalCluster():
         took = time.monotonic() - began
     assert took < 5
+
+
+def test_servers_do_not_write_into_a_program_without_logging():
+    program = """
+from dledger.testing import LocalCluster
+
+with LocalCluster(replicas=3) as cluster:
+    cluster.restart(cluster.kill_leader())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

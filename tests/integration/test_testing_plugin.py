@@ -44,10 +44,15 @@ def test_scope_and_size_are_settings(pytester):
 
 
 def test_wrong_settings_are_named(pytester):
-    result = make(pytester, TESTS, "dledger_replicas = many")
-    result.stdout.fnmatch_lines(["*dledger_replicas must be a number, not 'many'*"])
-    result = make(pytester, TESTS, "dledger_cluster_scope = planet")
-    assert "dledger_cluster_scope must be one of" in result.stdout.str() + result.stderr.str()
+    for setting, text in (
+        ("dledger_replicas = 4", "dledger_replicas must be 1, 3 or 5, not '4'"),
+        ("dledger_groups = 0", "dledger_groups must be a number from 1, not '0'"),
+        ("dledger_cluster_scope = planet", "dledger_cluster_scope must be one of session, "),
+    ):
+        result = make(pytester, TESTS, setting)
+        assert result.ret == 4  # usage, before anything runs
+        [line] = [line for line in result.errlines if line.strip()]
+        assert text in line
 
 
 def test_a_run_without_the_fixtures_loads_no_cluster(pytester):

@@ -55,6 +55,20 @@ def test_one_silent_replica_of_three_is_a_problem_of_five_a_warning():
     assert ("quorum", Level.WARNING) in bad(five, routes(numbers=range(4)))
 
 
+def test_who_catches_up_does_not_count():
+    members = "broker-a-0=h:0;broker-a-1=h:1;broker-a-2=h:2;broker-a-3=h:3"
+    leader = replica(0, leader=True, raftMembers=members, raftLearners="broker-a-3")
+    all_voters = [leader, replica(1), replica(2)]
+    known = routes(numbers=range(4))
+    assert ("quorum", Level.PROBLEM) not in bad([*all_voters, replica(3)], known)
+    text = bad([*all_voters, replica(3, silent=True)], known)["quorum", Level.WARNING]
+    assert "3 of 3 replicas answer, 1 more are catching up" in text
+    assert "silent: h:3" in text
+    # Three of four would be a majority; but it is two of three.
+    found = bad([leader, replica(1), replica(2, silent=True), replica(3)], known)
+    assert "2 of 3 replicas answer" in found["quorum", Level.PROBLEM]
+
+
 def test_no_leader():
     found = bad([replica(n) for n in range(3)])
     assert "nobody serves" in found["leader", Level.PROBLEM]

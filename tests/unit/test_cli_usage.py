@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,9 +36,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["up", "--flush", "never"], 2, "--flush"),
         (["up", "--unknown"], 2, "--unknown"),
         (["down", "--data", "absent"], 2, "holds no cluster"),
-        (["status", "--nameserver", "127.0.0.1:1"], 1, "no nameserver answers at 127.0.0.1:1"),
-        (["status", "--data", "absent"], 2, "there is no directory absent"),
-        (["doctor", "--data", "absent"], 2, "there is no directory absent"),
+        (["status"], 1, "no nameserver answers at 127.0.0.1:1"),
+        (["status", "--nameserver", "127.0.0.1:1"], 1, "127.0.0.1:1"),
+        (["status", "--nameserver", "nonsense"], 2, "must be host:port"),
+        (["status", "--data", "absent"], 2, "absent holds no cluster"),
+        (["doctor", "--nameserver", "nonsense:x"], 2, "must be host:port"),
+        (["doctor", "--data", "absent"], 2, "absent holds no cluster"),
+        (["config", "show", "--address", "nonsense"], 2, "must be host:port"),
+        (["config", "show", "--nameserver", "nonsense"], 2, "must be host:port"),
+        (["topic", "list"], 1, "cannot connect to 127.0.0.1:1: Connection refused"),
+        (["topic", "order", "t", "--queues", "x"], 2, "GROUP:QUEUES"),
         (["produce"], 2, "TOPIC"),
         (["produce", "t", "absent.txt"], 1, "cannot read absent.txt"),
         (["produce", "t", "--queue", "1", "--shard-key", "k"], 2, "not both"),
@@ -43,11 +53,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["produce", "bad name", "/dev/null"], 2, "bad name"),
         (["produce", "", "/dev/null"], 2, "topic"),
         (["broker", "start"], 2, "--config"),
+        (["nameserver", "start", "--listen", "9876"], 2, "--listen = '9876': must be host:port"),
     ],
 )
 def test_one_line_and_the_exit_code(
-    arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Somebody's cluster may run at the usual port.
+    monkeypatch.setattr("cli.options.DEFAULT_PORT_BASE", 1)
     assert run(arguments) == code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -150,3 +167,34 @@ def test_status_of_a_cluster_that_does_not_run(
     }
     assert run(["status", "--data", "data"]) == 0
     assert "leader none" in capsys.readouterr().out
+
+
+def test_a_directory_that_was_named_goes_before_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLEDGER_NAMESERVER", "10.0.0.1:9876")
+    assert nameservers(None) == "10.0.0.1:9876"
+    save_layout(tmp_path / "data", plan(ClusterSpec(replicas=1, port_base=9000)))
+    assert nameservers(None, Path("data")) == "127.0.0.1:9000"
+    assert nameservers("a:1", Path("absent")) == "a:1"
+    with pytest.raises(UsageError, match="absent holds no cluster"):
+        nameservers(None, Path("absent"))
+
+
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "cli", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode() == "error: cannot write: No space left on device\n"
+
+
+def test_help_shows_square_brackets() -> None:
+    shown = CliRunner().invoke(app, ["group", "add-replica", "--help"]).output
+    assert "[[replicas]]" in shown

@@ -220,6 +220,11 @@ def test_a_full_disk_changes_nothing() -> None:
         found.append(THREE.without("c").placed(4, 1))
     assert found.current == THREE
     assert found.is_settled
+    found.install(THREE)  # known already
+    with pytest.raises(DiskFullError):
+        found.install(THREE.without("c").placed(90, 7))
+    assert found.current == THREE
+    assert found.committed == THREE
 
 
 def test_addresses_may_change_by_hand_until_the_group_has_changed() -> None:

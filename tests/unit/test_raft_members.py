@@ -9,6 +9,7 @@ import pytest
 from dledger.errors import (
     ChangeRefusedError,
     CommitTimeoutError,
+    DiskFullError,
     DLedgerError,
     InvalidParameterError,
     LeadershipLostError,
@@ -16,7 +17,7 @@ from dledger.errors import (
     ReplicaRemovedError,
     ReplicaReplacedError,
 )
-from dledger.raft.configuration import Configuration
+from dledger.raft.configuration import Configuration, encode_entry
 from dledger.raft.engine import Engine
 from dledger.raft.node import RaftNode
 from dledger.raft.protocols import Identity
@@ -486,6 +487,25 @@ def test_a_single_voter_goes_on_while_more_is_being_written() -> None:
         replica.tick()
         assert replica.engine.commit_index() == replica.memory_log.durable_index >= durable
         assert replica.memory_log.durable_index < replica.memory_log.last_index
+
+
+def test_a_change_taken_back_does_not_count_even_if_that_cannot_be_stored() -> None:
+    replica = OurReplica()
+    changed = replica.engine.configuration().without("c")
+    replica.append("b", 1, (1, 0), [(2, 1, encode_entry(changed))])
+    assert replica.engine.voter_ids() == ["b"]
+    save = replica.memory_log.save_members
+
+    def full(_content: bytes) -> None:
+        raise DiskFullError("no space (test)")
+
+    replica.memory_log.save_members = full  # type: ignore[method-assign]
+    replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
+    assert replica.engine.configuration().voters == ("a", "b", "c")
+    assert replica.engine.voter_ids() == ["b", "c"]
+    replica.memory_log.save_members = save  # type: ignore[method-assign]
+    replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
+    assert replica.log()[-1] == (2, 2)
 
 
 class CountsByTheOldConfiguration(Engine):
