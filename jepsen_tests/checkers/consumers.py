@@ -261,7 +261,8 @@ class GroupJudge:
     def _excuses(self, deliveries: list[Delivery]) -> int:
         """Counts the faults and the changes of owner that overlap the life of a message.
 
-        Retries come from a queue of their own, which changes owners as any other does.
+        Retries come from a queue of their own, which changes owners as any other does. The change
+        may have begun before the message came: then two owners were given the same place.
         """
         first, last = deliveries[0], deliveries[-1]
         faults = sum(
@@ -270,13 +271,24 @@ class GroupJudge:
         )
         queues = {delivery.queue for delivery in deliveries}
         owners = [owner for queue in queues for owner in self.owners_of.get(queue, ())]
-        return faults + sum(first.t <= owner.t <= last.t and owner.begins for owner in owners)
+        changes = sum(first.t <= owner.t <= last.t and owner.begins for owner in owners)
+        twice = sum(
+            (early.queue, early.offset) == (late.queue, late.offset)
+            and self._owned_together(early, late)
+            for early, late in pairwise(sorted(deliveries, key=_place))
+            if not self.info.ordered
+        )
+        return faults + changes + twice
 
     def add(self, rule: str, kind: str, text: str, *witnesses: int) -> None:
         """Reports a violation of this group."""
         if self.info.broadcast:
             rule = f"D9/{rule}"
         self.findings.add(rule, kind, f"group {self.name}", text, *witnesses)
+
+
+def _place(delivery: Delivery) -> tuple[str, int, int]:
+    return delivery.queue, delivery.offset, delivery.t
 
 
 class QueueOrder:
