@@ -20,6 +20,7 @@ from cli.members import LocalMembers
 from dledger import Message, Producer, PullConsumer
 from dledger.client.sync_admin import Admin
 from dledger.errors import BrokerResponseError, DLedgerError
+from tests.support.process_cluster import whole
 
 GROUP = "broker-a"
 SETTINGS = {"log_level": "INFO", "store": {"segment_bytes": 4 * 1024 * 1024}}
@@ -29,6 +30,7 @@ SETTINGS = {"log_level": "INFO", "store": {"segment_bytes": 4 * 1024 * 1024}}
 def running(directory: Path, replicas: int = 3) -> Iterator[LocalCluster]:
     spec = ClusterSpec(replicas=replicas, port_base=free_port_base(20), settings=SETTINGS)
     with LocalCluster(directory, spec) as cluster:
+        cluster.wait(whole)  # a leader that has not met them all refuses changes
         yield cluster
 
 
