@@ -68,19 +68,22 @@ class Operator:
         await self.rejoin(host, until)
 
     async def _leave(self, host: Host, until: float) -> bool:
-        return await self._ask(
+        found = await self._ask(
             lambda node: node.changes.remove(host.name), self._is_out, host, until
         )
+        return found is not None
 
     async def rejoin(self, host: Host, until: float) -> None:
         """Lets a replica that was removed join with nothing; waits until it votes."""
         world = self._world
         address = f"{host.address}:{RAFT_PORT}"
-        if self._newest().member(host.name) is None and not await self._ask(
+        # Only who serves is asked: a replica that is behind may still know the life that is over.
+        joined = await self._ask(
             lambda node: node.changes.add(host.name, address, address), self._is_in, host, until
-        ):
+        )
+        if joined is None:
             return
-        host.joining = self._newest()  # type: ignore[attr-defined]
+        host.joining = joined  # type: ignore[attr-defined]
         self.wipe(host)
         world.start(host)
         while not self._votes(host):
@@ -146,8 +149,8 @@ class Operator:
         is_done: Callable[[Configuration, Host], bool],
         host: Host,
         until: float,
-    ) -> bool:
-        """Asks whoever leads until the change is committed; False if it is not until then."""
+    ) -> Configuration | None:
+        """Asks whoever leads until the change is committed; returns what it led to, None if not."""
         world = self._world
         while world.loop.time() < until:
             leader = world.leader()
@@ -156,12 +159,12 @@ class Operator:
                 if is_done(node.configuration, host) and node.is_serving:
                     # Settled: what a serving leader knows to be committed.
                     if node.changes.is_settled():
-                        return True
+                        return node.configuration  # type: ignore[no-any-return]
                 else:
                     task = leader.process.spawn(_quiet(change(node)))
                     await asyncio.wait({task}, timeout=_ANSWER_S)
             await asyncio.sleep(_RETRY_S)
-        return False
+        return None
 
 
 async def _quiet(change: Coroutine[Any, Any, Configuration]) -> str:
