@@ -21,6 +21,7 @@ from jepsen_tests.nemeses.base import (
     Injection,
     Nemesis,
 )
+from jepsen_tests.nemeses.processes import stop_all
 
 _SYNCS = "fsync,fdatasync,msync"
 _START_S = 20.0
@@ -182,8 +183,7 @@ class PowerNemesis(Nemesis):
         injection.targets = list(chosen)
         # The synced canary first: its sync must not take the unsynced one of the same disk along.
         canaries = {replica: images.write_canaries(replica) for replica in chosen}
-        for replica in chosen:
-            cluster.signal(replica, signal.SIGSTOP)
+        stop_all(cluster, chosen)
         for replica in chosen:
             images.snapshot(replica)
         for replica in chosen:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
+from typing import Protocol
 
+from dledger.errors import DLedgerError
 from jepsen_tests.hosts.cluster import process_state
 from jepsen_tests.hosts.shell import HarnessError
 from jepsen_tests.nemeses.base import (
@@ -51,6 +54,32 @@ class KillNemesis(Nemesis):
         )
 
 
+class Signalled(Protocol):
+    """What sends signals to replicas."""
+
+    def signal(self, replica: str, number: signal.Signals) -> int:
+        """Sends one; returns the process id. Raises a HarnessError if it does not run."""
+        ...
+
+
+def stop_all(cluster: Signalled, replicas: Sequence[str]) -> dict[str, int]:
+    """Stops these replicas with SIGSTOP, or none of them; returns their process ids.
+
+    Raises:
+        DLedgerError: One does not run, because another fault has killed it. A replica that stayed
+            stopped with nobody to wake it would be taken for one that hangs.
+    """
+    stopped: dict[str, int] = {}
+    try:
+        for replica in replicas:
+            stopped[replica] = cluster.signal(replica, signal.SIGSTOP)
+    except DLedgerError:
+        for replica in stopped:
+            cluster.signal(replica, signal.SIGCONT)
+        raise
+    return stopped
+
+
 class PauseNemesis(Nemesis):
     """F5: SIGSTOP for longer than any time limit, then SIGCONT. Proof: the kernel's state T.
 
@@ -69,7 +98,7 @@ class PauseNemesis(Nemesis):
             return self._begin_client(bench)
         group = bench.group()
         chosen = bench.pick(group, target)
-        pids = {replica: bench.cluster.signal(replica, signal.SIGSTOP) for replica in chosen}
+        pids = stop_all(bench.cluster, chosen)
         return Injection(f"pause {target}", chosen, group, {"pids": pids})
 
     @staticmethod
