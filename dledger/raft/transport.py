@@ -275,6 +275,9 @@ class TcpTransport:
 
     def attach(self, incoming: _Incoming) -> None:
         """Notes a connection before its hello, which must come soon."""
+        if self._stopped:  # accepted just before the listener was closed
+            incoming.abort()
+            return
         self._accepted[incoming] = None
         if len(self._strangers) >= self._config.strangers_max:
             oldest = next(iter(self._strangers))
