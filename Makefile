@@ -93,7 +93,7 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# On a machine that does nothing else; about ten minutes.
+# On a machine that does nothing else; about a quarter of an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/table.py
 

@@ -32,6 +32,7 @@ from dledger.errors import (
     StoreError,
     invariant,
 )
+from dledger.listening import close_listener
 from dledger.raft.messages import MessageDecoder, decode_message, encode_message
 from dledger.raft.protocols import Identity, PeerPlace, TransportReceiver
 
@@ -150,6 +151,8 @@ class TcpTransport:
     async def stop(self) -> None:
         """Closes the listener and every connection."""
         self._stopped = True
+        if self._server is not None:
+            await close_listener(self._server)
         dialers = list(self._dialers.values())
         for dialer in dialers:
             dialer.cancel()
@@ -159,7 +162,6 @@ class TcpTransport:
         for incoming in list(self._accepted):
             incoming.abort()
         if self._server is not None:
-            self._server.close()
             await self._server.wait_closed()
 
     def send(self, peer_id: str, message: dict[str, Any]) -> bool:
@@ -281,7 +283,7 @@ class TcpTransport:
 
     def attach(self, incoming: _Incoming) -> None:
         """Notes a connection before its hello, which must come soon."""
-        if self._stopped:  # accepted just before the listener was closed
+        if self._stopped:  # accepted just before
             incoming.abort()
             return
         self._accepted[incoming] = None
