@@ -79,10 +79,11 @@ class RemotingPeer(Peer):
             yield send
 
     async def consume(self, topic: str, count: int, seconds: float, each: int) -> Done:
-        """One by one to a handler, or pull by pull, whose offset is committed during the next.
+        """One by one to a handler, or pull by pull.
 
         A push consumer counts each message as done when its handler returns, and commits that every
-        few seconds. Offsets stand for all before them: a pull's needs one commit, not one per 100.
+        few seconds. After a pull its offset, which stands for all before it, is committed while
+        others follow, one commit of a queue at a time; the last is waited for.
         """
         if each == 1:
             return await self._handle(topic, count, seconds)
@@ -101,15 +102,15 @@ class RemotingPeer(Peer):
                 committing: asyncio.Task[object] | None = None
                 while read < count and time.perf_counter() < end:
                     messages = await consumer.pull(queue, timeout_s=0)
-                    if committing is not None:
-                        await committing
                     if not messages:
-                        return
+                        break
                     read += len(messages)
-                    offset = messages[-1].queue_offset + 1
-                    committing = asyncio.create_task(consumer.commit(queue, offset))
+                    if committing is None or committing.done():
+                        offset = messages[-1].queue_offset + 1
+                        committing = asyncio.create_task(consumer.commit(queue, offset))
                 if committing is not None:
                     await committing
+                await consumer.commit(queue, await consumer.position(queue))
 
             async with asyncio.TaskGroup() as tasks:
                 for queue in queues:
@@ -149,9 +150,14 @@ class RemotingPeer(Peer):
         command += ["-t", topic, "-s", str(size), "-w", str(JAVA_THREADS), "-ri", "1000"]
         servers.start("benchmark", command)
         try:
-            servers.wait("benchmark", lambda: bool(_RATE.search(servers.output("benchmark"))))
+            servers.wait("benchmark", lambda: any(_rates(servers)))
             time.sleep(WARM_UP_S + seconds)
-            rates = [float(rate) for rate in _RATE.findall(servers.output("benchmark"))]
+            rates = _rates(servers)
         finally:
             servers.stop()
         return statistics.median(rates[-max(1, round(seconds)) :])
+
+
+def _rates(servers: Servers) -> list[float]:
+    """Returns what the benchmark client has printed, once a second."""
+    return [float(rate) for rate in _RATE.findall(servers.output("benchmark"))]
