@@ -11,7 +11,7 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench lint fmt \
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench bench-growth lint fmt \
 	wheel clean
 .PHONY: interop interop-java interop-go interop-node interop-apache interop-standstill
 
@@ -26,6 +26,7 @@ help:
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make bench  the table of figures, measured in one run"
+	@echo "make bench-growth   how they change as the work grows, with pictures"
 	@echo "make wheel  build the wheel into dist/"
 
 # The stamp makes the second time quick: it is rebuilt only when the dependencies change.
@@ -96,6 +97,10 @@ fmt: $(STAMP)
 # On a machine that does nothing else; about a quarter of an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/table.py
+
+# About twenty minutes, and 45 GB of disk meanwhile. WRITE=--write puts it into docs/performance.md.
+bench-growth: $(STAMP)
+	$(BIN)/python benchmarks/growth.py $(WRITE)
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
