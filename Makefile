@@ -11,7 +11,12 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench bench-growth lint fmt \
+# Test processes side by side; above four, tests that measure time get into each other's way.
+JOBS     ?= auto
+PYTEST   := -m pytest -q -n $(JOBS) --maxprocesses 4 --dist worksteal
+
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench \
+	bench-growth lint fmt \
 	wheel clean
 .PHONY: interop interop-java interop-go interop-node interop-apache interop-standstill
 
@@ -42,10 +47,10 @@ demo: $(STAMP)
 	@$(BIN)/dledger demo --messages $(MESSAGES)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(PYTEST)
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest -q tests/unit tests/property
+	$(BIN)/python $(PYTEST) tests/unit tests/property
 
 jepsen-smoke: $(STAMP)
 	@jepsen_tests/setup.sh

@@ -233,6 +233,7 @@ class Engine(CatchUp):
     def _SyncObj__onBecomeLeader(self) -> None:
         try:
             self._log.reserve(NO_OP_BYTES)
+            self._membership.store_owed()
         except DiskFullError as error:
             # Without room for the no-op of the term this replica could never commit anything.
             logger.warning("will not lead: %s", error)
@@ -339,6 +340,7 @@ class Engine(CatchUp):
                 if fresh[0].index <= log.last_index:
                     self._cut(fresh[0].index)
                     self._configurations_cut(fresh[0].index)
+                self._membership.store_owed()
                 self._note_configurations(fresh)
             except DiskFullError as error:
                 # Not confirmed, so the leader will send it again; the others may go on.

@@ -141,6 +141,10 @@ class VirtualLoop(_BaseLoop):  # type: ignore[misc]
             raise RuntimeError("a server outside of any simulated process")
         return self.network.listen(process, factory, port)
 
+    def remove_reader(self, fd: int) -> bool:
+        """Does nothing: no descriptor is ever watched here."""
+        return False
+
     async def create_connection(
         self, factory: Any, host: Any = None, port: Any = None, **_: Any
     ) -> Any:

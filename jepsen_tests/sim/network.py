@@ -277,6 +277,10 @@ class Listener:
         """Returns the bound address."""
         return self.machine.address, self.port
 
+    def fileno(self) -> int:
+        """Returns what the operating system calls it: nothing."""
+        return -1
+
     async def start_serving(self) -> None:
         """Does nothing: who listens here serves; there is no moment in between."""
 
