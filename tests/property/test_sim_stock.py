@@ -16,7 +16,7 @@ CUTS_AND_COMPACTION = {
     "narrow-link": 1.0,
     "heal": 1.5,
 }
-SEEDS = range(8, 20)
+SEEDS = (12, *range(8, 12), *range(13, 20))  # the quickest known one first
 
 
 def run(seed: int, settings: Settings) -> Result:
