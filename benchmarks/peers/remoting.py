@@ -12,8 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import single
-
+from benchmarks import single
 from benchmarks.peers.peer import PLACE, Done, Peer, Send, Until
 from benchmarks.peers.servers import Servers
 from dledger import (
