@@ -371,7 +371,7 @@ def main() -> int:
     else:
         content = run_all(options)
     table = report.markdown(content["lines"], content["problems"])
-    about = f"Medians of {content['rounds']} rounds on {machine.describe(content['machine'])}."
+    about = f"Medians (rounds: {content['rounds']}) on {machine.describe(content['machine'])}."
     print(f"{table}\n\n{about}")
     if options.write:
         page = replace_between(PAGE.read_text(), report.MARKER, f"{about}\n\n{table}")

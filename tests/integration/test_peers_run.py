@@ -180,7 +180,7 @@ def test_an_earlier_run_is_shown_and_written(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert harness.main() == 0
     assert "| publish, /s | 5 |" in capsys.readouterr().out
-    assert page.read_text().startswith("text\n<!-- peers: begin -->\nMedians of 3 rounds on ")
+    assert page.read_text().startswith("text\n<!-- peers: begin -->\nMedians (rounds: 3) on ")
     assert "| publish, /s | 5 |\n<!-- peers: end -->\n" in page.read_text()
 
 
