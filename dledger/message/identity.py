@@ -9,10 +9,10 @@ import socket
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dledger.checksum import crc32
 from dledger.clock import SystemClock
 from dledger.errors import InvalidParameterError
 
@@ -41,7 +41,7 @@ def tag_hash(tags: str) -> int:
 
 def crc31(data: bytes | bytearray | memoryview) -> int:
     """Returns the CRC-32 of zlib without its top bit, as stored records carry it."""
-    return zlib.crc32(data) & 0x7FFFFFFF
+    return crc32(data) & 0x7FFFFFFF
 
 
 def pack_host(ip: str, port: int) -> bytes:
