@@ -11,8 +11,12 @@ MESSAGES ?= 20000
 
 SEED     ?= 1
 
-.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench lint fmt \
-	wheel clean
+# Test processes side by side; above four, tests that measure time get into each other's way.
+JOBS     ?= auto
+PYTEST   := -m pytest -q -n $(JOBS) --maxprocesses 4 --dist worksteal
+
+.PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench \
+	bench-growth bench-peers lint fmt wheel clean
 .PHONY: interop interop-java interop-go interop-node interop-apache interop-standstill
 
 help:
@@ -26,6 +30,8 @@ help:
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make bench  the table of figures, measured in one run"
+	@echo "make bench-growth   how they change as the work grows, with pictures"
+	@echo "make bench-peers  the same loads against other replicated brokers; twelve minutes"
 	@echo "make wheel  build the wheel into dist/"
 
 # The stamp makes the second time quick: it is rebuilt only when the dependencies change.
@@ -41,10 +47,10 @@ demo: $(STAMP)
 	@$(BIN)/dledger demo --messages $(MESSAGES)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(PYTEST)
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest -q tests/unit tests/property
+	$(BIN)/python $(PYTEST) tests/unit tests/property
 
 jepsen-smoke: $(STAMP)
 	@jepsen_tests/setup.sh
@@ -93,9 +99,19 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# On a machine that does nothing else; about ten minutes.
+# On a machine that does nothing else; about a quarter of an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/table.py
+
+# About twenty minutes, and 45 GB of disk meanwhile. WRITE=--write puts it into docs/performance.md.
+bench-growth: $(STAMP)
+	$(BIN)/python benchmarks/growth.py $(WRITE)
+
+# The same loads against RabbitMQ, NATS, Redis and Apache RocketMQ, as far as they can be had here;
+# QUICK=1 only says which. About twelve minutes; WRITE=--write puts the table into docs/performance.md.
+bench-peers: $(STAMP)
+	@PYTHON=$(BIN)/python benchmarks/peers/setup.sh
+	build/peers/venv/bin/python benchmarks/peers/run.py $(if $(QUICK),--quick) $(WRITE)
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -1,8 +1,9 @@
 """The ceiling of this machine: the same bytes to two peers, fdatasynced, with nothing around them.
 
 One process writes groups of bytes to its own file and over sockets to two other processes that
-write them to theirs. A group counts when the own file and one peer's are fdatasynced. No broker,
-no Raft, no parsing, no messages: what a replicated broker with the same durability cannot exceed.
+write them to theirs. A group counts when a majority, the own file among it, is fdatasynced. No
+broker, no Raft, no parsing, no messages: what a replicated broker with the same durability cannot
+exceed.
 
     .venv/bin/python benchmarks/limit.py --megabytes 500 --group-bytes 65536 --window-bytes 1048576
 """
@@ -56,7 +57,11 @@ class Source:
         self.changed = threading.Condition()
 
     def committed(self) -> int:
-        return min(self.durable, max(self.acked))
+        """What the source and as many peers as make a majority with it have on disk."""
+        needed = (len(self.peers) + 1) // 2
+        if not needed:
+            return self.durable
+        return min(self.durable, sorted(self.acked, reverse=True)[needed - 1])
 
     def sync_loop(self) -> None:
         while True:
@@ -123,10 +128,12 @@ class Source:
             latencies.append(now - sent_at.pop(0)[1])
 
 
-def measure(megabytes: int, group_bytes: int, window_bytes: int) -> dict[str, float]:
-    """Runs the program once in a temporary directory."""
+def measure(
+    megabytes: int, group_bytes: int, window_bytes: int, replicas: int = 3
+) -> dict[str, float]:
+    """Runs the program once in a temporary directory, which takes 1 GiB for each replica."""
     with tempfile.TemporaryDirectory(prefix="dledger-limit-") as directory:
-        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(replicas - 1)]
         processes = [
             Process(target=sink, args=(listener, directory, f"peer-{number}"))
             for number, listener in enumerate(listeners)
@@ -160,8 +167,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--group-bytes", type=int, default=64 * 1024)
     parser.add_argument("--window-bytes", type=int, default=1024 * 1024)
+    parser.add_argument("--replicas", type=int, default=3)
     options = parser.parse_args()
-    print(json.dumps(measure(options.megabytes, options.group_bytes, options.window_bytes)))
+    figures = measure(
+        options.megabytes, options.group_bytes, options.window_bytes, options.replicas
+    )
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

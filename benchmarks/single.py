@@ -30,6 +30,7 @@ from dledger.remoting.commands import encode_request
 _LENGTH = struct.Struct(">I")
 _PROPERTIES = "UNIQ_KEY\x017F000001000118B4AAC2000000000000\x02WAIT\x01true\x02TAGS\x01tag\x02"
 _CODE = b'"code":0'
+CONNECTING_MAX = 50
 
 
 class _Sender(asyncio.Protocol):
@@ -68,7 +69,12 @@ class _Sender(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+
+    def begin(self) -> None:
         self._send(self._window)
+
+    def close(self) -> None:
+        self._transport.close()
 
     def _send(self, count: int) -> None:
         count = min(count, self._left)
@@ -104,20 +110,33 @@ class _Sender(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def send(address: str, topic: str, options: argparse.Namespace) -> dict[str, float]:
-    """Sends all messages over one connection; returns figures."""
+async def send(
+    address: str, topic: str, options: argparse.Namespace, connections: int = 1
+) -> dict[str, float]:
+    """Sends all messages, shared out to so many connections as the window is; returns figures."""
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
+    share, window = options.messages // connections, max(1, options.window // connections)
+
+    async def connect() -> _Sender:
+        _, sender = await loop.create_connection(
+            lambda: _Sender(topic, options.queues, options.size, share, window), host, int(port)
+        )
+        return sender
+
+    senders: list[_Sender] = []
+    while len(senders) < connections:
+        # No more at a time than the listener's backlog takes.
+        count = min(CONNECTING_MAX, connections - len(senders))
+        senders += await asyncio.gather(*(connect() for _ in range(count)))
     started = time.perf_counter()
-    transport, sender = await loop.create_connection(
-        lambda: _Sender(topic, options.queues, options.size, options.messages, options.window),
-        host,
-        int(port),
-    )
-    await sender.done
+    for sender in senders:
+        sender.begin()
+    await asyncio.gather(*(sender.done for sender in senders))
     seconds = time.perf_counter() - started
-    transport.close()
-    latencies = sorted(sender.latencies)
+    for sender in senders:
+        sender.close()
+    latencies = sorted(latency for sender in senders for latency in sender.latencies)
     return {
         "messages_per_s": round(len(latencies) / seconds),
         "p50_ms": round(latencies[len(latencies) // 2] * 1000, 2),

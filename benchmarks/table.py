@@ -1,6 +1,7 @@
 """The whole table of figures, from one run on one machine, beside the limit program's.
 
-    make bench                                   about ten minutes, written to build/bench.json
+    make bench                                   about a quarter of an hour, to build/bench.json
+    python benchmarks/table.py --rows paced,batch
     python benchmarks/table.py --quick           one small round of everything: does it work?
 
 Each case runs in turns with the limit program (`limit.py`: the same bytes to two peers, synced,
@@ -12,28 +13,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import functools
 import json
 import os
-import platform
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import failover
-import limit
-import single
-
+from benchmarks import failover, limit, machine, single, slow_follower
 from cli.bench import run_cases
 from cli.cluster import LocalCluster, free_port_base
 from cli.layout import ClusterSpec
 from dledger.bench import Load
+from dledger.client.sync_admin import Admin
+
+MIB = 1024 * 1024
+# `dledger bench` sends or reads so many times fewer messages in these cases than it is told.
+PACED_FEWER = 10
+STORED_OVERHEAD_BYTES = 400  # of a message in the log and in the state, more than it is
 
 
 class Goal(NamedTuple):
@@ -45,34 +50,61 @@ class Goal(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table that `dledger bench` can measure."""
+    """A line of the table that `dledger bench` can measure.
+
+    `topic` keeps messages of one size together, for those who read them back.
+    """
 
     name: str
     case: str
     goals: tuple[Goal, ...]
     load: dict[str, Any]
+    topic: str = "bench"
 
 
-ROWS = (
-    Row("send, 1 KiB", "send", (Goal("messages_per_s", 120_000),), {"size_bytes": 1024}),
-    Row("send, 128 B", "send", (Goal("messages_per_s", 250_000),), {"size_bytes": 128}),
-    Row("batches of 100, 1 KiB", "batch", (Goal("megabytes_per_s", 200),), {"window": 1600}),
-    Row(
+Lines = Iterator[dict[str, Any]]
+
+CASES = {
+    "send-1k": Row("send, 1 KiB", "send", (Goal("messages_per_s", 120_000),), {}),
+    "send-128": Row(
+        "send, 128 B", "send", (Goal("messages_per_s", 250_000),), {"size_bytes": 128}, "bench-128"
+    ),
+    "batch": Row(
+        "batches of 100, 1 KiB",
+        "batch",
+        (Goal("megabytes_per_s", 200), Goal("ratio_to_limit", 0.6)),
+        {"window": 1600},
+    ),
+    "latency": Row(
         "one send after the other",
         "latency",
         (Goal("p50_ms", 0.6, at_most=True), Goal("p99_ms", 2.0, at_most=True)),
         {},
     ),
-    Row(
+    "end-to-end": Row(
         "end to end at 1,000/s",
         "end-to-end",
         (Goal("p50_ms", 1.5, at_most=True), Goal("p99_ms", 5.0, at_most=True)),
         {"rate_per_s": 1000.0},
+        "bench-end-to-end",
     ),
-    Row("read a backlog, 1 KiB", "read", (Goal("messages_per_s", 150_000),), {}),
-    Row("the same, raw", "raw", (Goal("megabytes_per_s", 400),), {}),
-    Row("fan-out to 10 groups", "fan-out", (Goal("messages_per_s", 300_000),), {}),
-)
+    "read-1k": Row(
+        "read a backlog, 1 KiB", "read", (Goal("messages_per_s", 150_000),), {}, "read-1024"
+    ),
+    "read-128": Row(
+        "read a backlog, 128 B",
+        "read",
+        (Goal("messages_per_s", 250_000),),
+        {"size_bytes": 128},
+        "read-128",
+    ),
+    "raw": Row("the same, raw, 1 KiB", "raw", (Goal("megabytes_per_s", 400),), {}, "read-1024"),
+    "fan-out": Row(
+        "fan-out to 10 groups", "fan-out", (Goal("messages_per_s", 300_000),), {}, "bench-fan-out"
+    ),
+}
+WRITING = ("send", "batch")
+READING = ("read", "raw")
 
 
 def resident_mb(pid: int) -> float:
@@ -81,26 +113,25 @@ def resident_mb(pid: int) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
+def private_mb(pid: int) -> float:
+    """Returns the part of it that is not pages of files, which the system takes back at will."""
+    for text in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, rest = text.partition(":")
+        if name == "RssAnon":
+            return round(int(rest.split()[0]) * 1024 / 1e6, 1)
+    raise ValueError(f"process {pid} does not say what memory it uses")
+
+
 def servers(cluster: LocalCluster) -> dict[str, int]:
     """Returns the process ids of all servers that run."""
     names = ["nameserver-0", *(f"broker-a-{number}" for number in range(3))]
     return {name: pid for name in names if (pid := cluster.pid(name)) is not None}
 
 
-def at_rest(cluster: LocalCluster, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yields what the cluster uses while nobody uses it."""
-    time.sleep(3)  # what starting has left to do
-    before = {name: single.cpu_seconds(pid) for name, pid in servers(cluster).items()}
-    time.sleep(seconds)
-    used = sum(single.cpu_seconds(pid) - before[name] for name, pid in servers(cluster).items())
-    yield line("idle processor, all servers", "percent of a core", used / seconds * 100, 3, True)
-    yield line("memory of a broker, idle", "MB", memory(cluster), 60, True)
-
-
-def memory(cluster: LocalCluster) -> float:
-    """Returns the largest resident memory of a broker in MB."""
+def memory(cluster: LocalCluster, of: Callable[[int], float] = resident_mb) -> float:
+    """Returns the largest memory of a broker in MB."""
     found = servers(cluster).items()
-    return max(resident_mb(pid) for name, pid in found if name.startswith("broker"))
+    return max(of(pid) for name, pid in found if name.startswith("broker"))
 
 
 def line(
@@ -111,64 +142,184 @@ def line(
     return {
         "name": name,
         "figure": figure,
-        "value": round(value, 2),
+        "value": round(value, 3 if figure == "ratio_to_limit" else 2),
         "goal": goal,
         "reached": reached,
         **more,
     }
 
 
-def measure_row(row: Row, base: Load, rounds: int, limit_mb: int) -> Iterator[dict[str, Any]]:
+@contextmanager
+def fresh_cluster() -> Iterator[LocalCluster]:
+    """A cluster of three replicas with nothing in it; its data goes with it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="dledger-bench-") as directory,
+        LocalCluster(Path(directory), ClusterSpec(port_base=free_port_base(8))) as cluster,
+    ):
+        yield cluster
+
+
+def base_load(cluster: LocalCluster, options: argparse.Namespace) -> Load:
+    """Returns the load that rows vary."""
+    return Load(nameserver=cluster.nameserver, messages=options.messages)
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def at_rest(cluster: LocalCluster, options: argparse.Namespace) -> Lines:
+    """Yields what the cluster uses while nobody uses it."""
+    time.sleep(3)  # what starting has left to do
+    before = {name: single.cpu_seconds(pid) for name, pid in servers(cluster).items()}
+    time.sleep(options.idle_s)
+    used = sum(single.cpu_seconds(pid) - before[name] for name, pid in servers(cluster).items())
+    share = used / options.idle_s * 100
+    yield line("idle processor, all servers", "percent of a core", share, 3, True)
+    yield line("memory of a broker, idle", "MB", memory(cluster), 60, True)
+
+
+def measure_row(row: Row, cluster: LocalCluster, options: argparse.Namespace) -> Lines:
     """Yields the figures of a case, in turns with the limit program."""
-    load = dataclasses.replace(base, **row.load)
+    load = dataclasses.replace(base_load(cluster, options), topic=row.topic, **row.load)
+    if row.case in READING:
+        fill(load)
     ceilings, figures = [], []
-    for _ in range(rounds):
-        window_bytes = max(limit.READ_BYTES, load.window * load.size_bytes)
-        ceilings.append(limit.measure(limit_mb, 64 * 1024, window_bytes)["megabytes_per_s"])
+    for _ in range(options.rounds):
+        ceilings.append(limit_of(load, options))
         figures.append(run_cases([row.case], load)[0].as_dict())
     ceiling = statistics.median(ceilings)
-    rate = statistics.median(float(str(entry["megabytes_per_s"])) for entry in figures)
     for goal in row.goals:
-        value = statistics.median(float(str(entry[goal.figure])) for entry in figures)
-        more = {"limit_megabytes_per_s": ceiling}
-        if not goal.at_most and row.case in ("send", "batch"):
-            more["ratio_to_limit"] = round(rate / ceiling, 3)
+        more: dict[str, Any] = {"limit_megabytes_per_s": ceiling}
+        if goal.figure == "ratio_to_limit":
+            value = middle(figures, "megabytes_per_s") / ceiling
+        else:
+            value = middle(figures, goal.figure)
+        if not goal.at_most and row.case in WRITING:
+            more["ratio_to_limit"] = round(middle(figures, "megabytes_per_s") / ceiling, 3)
         yield line(row.name, goal.figure, value, goal.value, goal.at_most, **more)
 
 
+def fill(load: Load) -> None:
+    """Sees to it that the topic holds what is to be read."""
+    with Admin(nameserver=load.nameserver) as admin:
+        held = 0
+        if load.topic in admin.topics():
+            queues = admin.queues(load.topic)
+            held = sum(admin.offset_max(queue) - admin.offset_min(queue) for queue in queues)
+    if held < load.messages:
+        run_cases(["batch"], dataclasses.replace(load, messages=load.messages + load.batch))
+
+
+def limit_of(load: Load, options: argparse.Namespace) -> float:
+    """Returns the MB/s of the limit program with the same window."""
+    window_bytes = max(limit.READ_BYTES, load.window * load.size_bytes)
+    return limit.measure(options.limit_megabytes, 64 * 1024, window_bytes)["megabytes_per_s"]
+
+
+def middle(figures: list[dict[str, Any]], name: str) -> float:
+    """Returns the median of a figure."""
+    return statistics.median(float(entry[name]) for entry in figures)
+
+
+def paced(cluster: LocalCluster, options: argparse.Namespace) -> Lines:
+    """Yields the latency at half of the rate that the same producer reaches at most."""
+    load = base_load(cluster, options)
+    maxima, figures = [], []
+    for _ in range(options.rounds):
+        maxima.append(run_cases(["send"], load)[0].messages_per_s)
+        offered = maxima[-1] / 2
+        count = int(offered * options.paced_s) * PACED_FEWER
+        half = dataclasses.replace(load, rate_per_s=offered, messages=max(1, count))
+        figures.append(run_cases(["paced"], half)[0].as_dict())
+    more = {
+        "offered_per_s": round(statistics.median(maxima) / 2),
+        "achieved_per_s": middle(figures, "messages_per_s"),
+        "p50_ms": middle(figures, "p50_ms"),
+        "max_ms": max(float(str(entry["max_ms"])) for entry in figures),
+    }
+    name = "send at half of the maximum rate, 1 KiB"
+    yield line(name, "p99_ms", middle(figures, "p99_ms"), 15, True, **more)
+
+
 def one_a_request(
-    cluster: LocalCluster, size: int, goal: float, messages: int, rounds: int
-) -> Iterator[dict[str, Any]]:
+    size: int, goal: float, cluster: LocalCluster, options: argparse.Namespace
+) -> Lines:
     """Yields the rate of sends with one message each, as official clients send."""
     topic = f"single-{size}"
     address = asyncio.run(single.leader_of(cluster.nameserver, topic, 4))
-    options = argparse.Namespace(queues=4, size=size, messages=messages, window=1000)
+    shape = argparse.Namespace(queues=4, size=size, messages=options.messages, window=1000)
     rates = [
-        asyncio.run(single.send(address, topic, options))["messages_per_s"] for _ in range(rounds)
+        asyncio.run(single.send(address, topic, shape))["messages_per_s"]
+        for _ in range(options.rounds)
     ]
     name = f"one message a request, {size} B"
     yield line(name, "messages_per_s", statistics.median(rates), goal)
 
 
-def silent_leader(cluster: LocalCluster, trials: int) -> list[float]:
-    """Returns the pauses, in ms, when the leader stands still without closing connections."""
-    return asyncio.run(failover.trials(cluster, trials, signal.SIGSTOP))
+def after_many(_: LocalCluster, options: argparse.Namespace) -> Lines:
+    """Yields the memory of brokers that have taken many messages, on a cluster of its own."""
+    count, size = options.many, 128
+    wanted = 3 * 2 * count * (size + STORED_OVERHEAD_BYTES)
+    machine.need_disk(Path(tempfile.gettempdir()), wanted, f"{count:,} messages")
+    with fresh_cluster() as cluster:
+        load = Load(
+            nameserver=cluster.nameserver,
+            messages=count,
+            size_bytes=size,
+            topic="many",
+            window=4000,
+        )
+        figures = run_cases(["batch"], load)[0].as_dict()
+        time.sleep(3)  # followers apply the last of them
+        more = {"private_mb": memory(cluster, private_mb)}
+        name = f"memory of a broker, after {figures['messages']:,} messages"
+        yield line(name, "MB", memory(cluster), 250, True, **more)
 
 
-def table(cluster: LocalCluster, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yields all lines; the cluster holds ever more messages meanwhile."""
-    yield from at_rest(cluster, options.idle_s)
-    load = Load(nameserver=cluster.nameserver, topic="bench", messages=options.messages)
-    for row in ROWS:
-        yield from measure_row(row, load, options.rounds, options.limit_megabytes)
-    for size, goal in ((1024, 60_000), (128, 70_000)):
-        yield from one_a_request(cluster, size, goal, options.messages, options.rounds)
-    yield line("memory of a broker, after all that", "MB", memory(cluster), 250, True)
+def outage(_: LocalCluster, options: argparse.Namespace) -> Lines:
+    """Yields the memory while a follower stands still under load, on a cluster of its own."""
+    with fresh_cluster() as cluster:
+        with Admin(nameserver=cluster.nameserver) as admin:
+            admin.create_topic("t", queue_count=1)
+        found = slow_follower.measure(cluster, options.outage_s, 4000)
+    names = (
+        "leader_rss_max_while_stopped_mib",
+        "leader_rss_max_while_catching_up_mib",
+        "follower_rss_max_mib",
+    )
+    value = max(float(str(found[name])) for name in names) * MIB / 1e6
+    name = "memory of a broker, a follower standing still"
+    yield line(name, "MB", value, 300, True, **found)
+
+
+def leader_killed(cluster: LocalCluster, options: argparse.Namespace) -> Lines:
+    """Yields the pauses of a producer when the leader is killed."""
     gaps = sorted(asyncio.run(failover.trials(cluster, options.trials)))
-    yield line("leader killed, p50", "ms", statistics.median(gaps), 200, True)
-    yield line("leader killed, max", "ms", gaps[-1], 600, True)
-    gaps = sorted(silent_leader(cluster, max(1, options.trials // 3)))
-    yield line("leader silent, max", "ms", gaps[-1], 1200, True)
+    yield line("leader killed", "p50_ms", statistics.median(gaps), 200, True)
+    yield line("leader killed", "max_ms", gaps[-1], 600, True)
+
+
+def leader_silent(cluster: LocalCluster, options: argparse.Namespace) -> Lines:
+    """Yields the pause when the leader stands still without closing connections."""
+    count = max(1, options.trials // 3)
+    gaps = sorted(asyncio.run(failover.trials(cluster, count, signal.SIGSTOP)))
+    yield line("leader silent", "max_ms", gaps[-1], 1200, True)
+
+
+ROWS: dict[str, Callable[[LocalCluster, argparse.Namespace], Lines]] = {
+    "idle": at_rest,
+    **{name: functools.partial(measure_row, row) for name, row in CASES.items()},
+    "paced": paced,
+    "single-1k": functools.partial(one_a_request, 1024, 60_000),
+    "single-128": functools.partial(one_a_request, 128, 70_000),
+    "leader-killed": leader_killed,
+    "leader-silent": leader_silent,
+    "outage": outage,
+    "many": after_many,
+}
+
+
+# --- the run ----------------------------------------------------------------------------------
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
@@ -187,37 +338,53 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Measures, prints the table and writes it as JSON."""
+def chosen(text: str) -> list[str]:
+    """Returns the rows to measure, in the order of the table."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(names - ROWS.keys())
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    return [name for name in ROWS if name in names]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=chosen, default=list(ROWS), metavar="NAME,...")
     parser.add_argument("--messages", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--idle-s", type=float, default=10.0)
+    parser.add_argument("--paced-s", type=float, default=5.0)
+    parser.add_argument("--outage-s", type=float, default=30.0)
+    parser.add_argument("--many", type=int, default=10_000_000)
     parser.add_argument("--limit-megabytes", type=int, default=300)
     parser.add_argument("--quick", action="store_true", help="small: does everything run?")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.messages, options.rounds, options.trials = 2000, 1, 1
-        options.idle_s, options.limit_megabytes = 1.0, 20
+        options.idle_s, options.paced_s, options.outage_s = 1.0, 0.5, 1.0
+        options.limit_megabytes, options.many = 20, 20_000
+    return options
+
+
+def main() -> None:
+    """Measures, prints the table and writes it as JSON."""
+    options = parse()
+    about = machine.facts()
     lines = []
-    with (
-        tempfile.TemporaryDirectory(prefix="dledger-bench-") as directory,
-        LocalCluster(Path(directory), ClusterSpec(port_base=free_port_base(8))) as cluster,
-    ):
-        for entry in table(cluster, options):
-            print(json.dumps(entry), flush=True)
-            lines.append(entry)
+    with fresh_cluster() as cluster:
+        for row in options.rows:
+            started = time.perf_counter()
+            for entry in ROWS[row](cluster, options):
+                print(json.dumps(entry), flush=True)
+                lines.append({"row": row, **entry})
+            print(f"{row}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "load_average": os.getloadavg(),
-    }
-    options.out.write_text(json.dumps({**machine, "lines": lines}, indent=1) + "\n")
+    options.out.write_text(json.dumps({"machine": about, "lines": lines}, indent=1) + "\n")
     print(markdown(lines))
+    print(f"\n{machine.describe(about)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 
 from dledger.errors import ConfigError
+from dledger.listening import close_listener
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class MetricsServer:
     def __init__(self, text: Callable[[], bytes]) -> None:
         self._text = text
         self._server: asyncio.Server | None = None
-        self._open = 0
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     @property
     def port(self) -> int:
@@ -40,26 +41,38 @@ class MetricsServer:
             ConfigError: The address cannot be bound.
         """
         try:
-            self._server = await asyncio.start_server(self._serve, host, port, limit=HEAD_BYTES_MAX)
+            self._server = await asyncio.start_server(
+                self._on_connected, host, port, limit=HEAD_BYTES_MAX
+            )
         except OSError as error:
             raise ConfigError("metrics_port", port, f"cannot listen: {error}") from error
 
     async def stop(self) -> None:
-        """Listens no more."""
+        """Listens no more, and breaks off the answers under way."""
         if self._server is not None:
-            self._server.close()
+            await close_listener(self._server)
             self._server = None
+        if self._open:
+            for writer in self._open.values():
+                writer.transport.abort()
+            await asyncio.wait(list(self._open))
+
+    def _on_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= CONNECTIONS_MAX:
+            writer.close()
+            return
+        # Not left to asyncio, which keeps such tasks to itself: `stop` has to end them.
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._open[task] = writer
+        task.add_done_callback(self._open.pop)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
         try:
-            if self._open <= CONNECTIONS_MAX:
-                async with asyncio.timeout(REQUEST_S):
-                    await self._answer(reader, writer)
+            async with asyncio.timeout(REQUEST_S):
+                await self._answer(reader, writer)
         except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError) as error:
             logger.debug("metrics not served: %s", error)
         finally:
-            self._open -= 1
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,7 +1,8 @@
 """Puts messages that were popped too often among the dead letters of their group.
 
-Storing the dead letter and ending the message are one log entry. What is on its way is remembered
-for the leader's term: it is neither buried twice nor acknowledged meanwhile.
+Storing the dead letter and ending the message are one log entry. What is on its way is remembered:
+it is neither buried twice nor acknowledged meanwhile. After an indefinite error that is until the
+log is applied up to where it ended then: within one term an entry is either before that or nowhere.
 """
 
 from __future__ import annotations
@@ -54,15 +55,23 @@ class PopDeadLetters:
         self._acks = acks
         self._store_host = store_host
         self._on_buried = on_buried
-        self._under_way: set[Place] = set()
+        # None until there is an answer; the log index that decides after an indefinite one.
+        self._under_way: dict[Place, int | None] = {}
 
     def is_under_way(self, place: Place) -> bool:
         """Whether a message is on its way to the dead letters."""
-        return place in self._under_way
+        if place not in self._under_way:
+            return False
+        decided_by = self._under_way[place]
+        if decided_by is None or decided_by > self._context.raft.applied_index:
+            return True
+        # If it was stored, the message is over and nobody asks for it again.
+        del self._under_way[place]
+        return False
 
     def on_serving(self, term: int) -> None:
         """Begins anew: what earlier terms left is applied or gone."""
-        self._under_way = set()
+        self._under_way = {}
 
     def on_stopped_serving(self) -> None:
         """Does nothing."""
@@ -76,17 +85,19 @@ class PopDeadLetters:
         What goes wrong is tried again when somebody pops.
         """
         place = (group, topic, queue_id, dead.offset)
-        if place in self._under_way or self._acks.is_under_way(place):
+        if self.is_under_way(place) or self._acks.is_under_way(place):
             return
         config = self._context.store.group(group)
-        if config is None or len(self._under_way) >= UNDER_WAY_MAX:
+        if config is None or not self._has_room():
             return
         under_way = self._under_way
-        under_way.add(place)
+        under_way[place] = None
 
         def settled(error: DLedgerError | None) -> None:
             if error is None or error.definite:
-                under_way.discard(place)
+                under_way.pop(place, None)
+            else:
+                under_way[place] = self._context.log.last_index
             if error is None:
                 self._on_buried(topic)
             else:
@@ -94,7 +105,7 @@ class PopDeadLetters:
 
         def made(letters: TopicConfig | None, error: DLedgerError | None) -> None:
             if letters is None:
-                under_way.discard(place)
+                under_way.pop(place, None)  # the letter itself was never on its way
                 logger.warning("dead letters not created: group=%s reason=%s", group, error)
                 return
             try:
@@ -110,6 +121,12 @@ class PopDeadLetters:
             raise
         except DLedgerError as error:
             settled(error)
+
+    def _has_room(self) -> bool:
+        if len(self._under_way) >= UNDER_WAY_MAX:
+            for place in list(self._under_way):
+                self.is_under_way(place)  # forgets it if it is decided
+        return len(self._under_way) < UNDER_WAY_MAX
 
     def _store(
         self,

@@ -87,20 +87,41 @@ def choose_boundary(
 
 @dataclass
 class _Hold:
-    """Since when a follower keeps segments from going, and what ends that."""
+    """Since when a follower keeps segments from going, what it took last, and what ends that."""
 
-    since: float
+    begun: float
+    moved: float
     goal: int
-    snapshot_bytes: int
+    match_index: int = 0
+    snapshot_index: int = 0
+    snapshot_bytes: int = 0
     is_over: bool = False
+
+    def take_note(self, now: float, theirs: Mapping[str, int]) -> None:
+        """Looks whether the follower took something since the last time.
+
+        Pieces that it got before, of the same snapshot, are nothing new. A newer snapshot counts
+        from its own beginning: it may never get as far as an older one did.
+        """
+        match = theirs["match_index"]
+        snapshot = theirs.get("snapshot_index", 0)
+        received = theirs.get("snapshot_bytes", 0)
+        if snapshot and snapshot != self.snapshot_index:
+            self.snapshot_index, self.snapshot_bytes = snapshot, 0
+        if match > self.match_index or received > self.snapshot_bytes:
+            self.moved = now
+            self.match_index = max(self.match_index, match)
+            self.snapshot_bytes = max(self.snapshot_bytes, received)
 
 
 class Patience:
     """How long old segments are kept for a follower that still needs them. Pure.
 
-    A connected follower that takes what it is sent is waited for; one that has not taken the
-    oldest segment after so long (a full or dead disk, a stopped process) is not, or the leader's
-    disk would fill up as well. It gets a snapshot when it goes on.
+    A follower that takes something, however slowly, is waited for: were the log's front to move on
+    while a snapshot is under way, or the log behind it, all of it would be in vain, and the next
+    snapshot would meet the same fate. One that takes nothing for so long (a full or dead disk, a
+    stopped process, no connection) is not waited for. When this replica's own disk is short of
+    space, its pace counts as well: it has that long for a segment, or has to begin anew.
     """
 
     def __init__(self, wait_s: float) -> None:
@@ -108,50 +129,66 @@ class Patience:
         self._holds: dict[str, _Hold] = {}
 
     def needed_index(
-        self, now: float, oldest: int | None, progress: Mapping[str, Mapping[str, int]]
+        self,
+        now: float,
+        oldest: int | None,
+        progress: Mapping[str, Mapping[str, int]],
+        *,
+        is_short: bool = False,
     ) -> int | None:
         """Returns the first index that followers may keep, None if there is none.
 
         Args:
             now: Monotonic time.
             oldest: Last index of the oldest segment, if that is to go.
-            progress: `RaftNode.peer_progress`. Followers away do not count: one that is away for
-                longer than messages are kept gets a snapshot when it is back.
+            progress: `RaftNode.peer_progress`. Followers away do not count, unless they were
+                waited for when the connection broke: one that is away for longer than messages
+                are kept gets a snapshot when it is back.
+            is_short: Whether this replica's disk lacks space.
         """
         needed = [
             theirs["match_index"]
             for peer, theirs in progress.items()
-            if theirs["connected"] and not self._is_over(peer, now, oldest, theirs)
+            if (theirs["connected"] or peer in self._holds)
+            and not self._is_over(peer, now, oldest, theirs, is_short=is_short)
         ]
         for peer in self._holds.keys() - progress.keys():
             del self._holds[peer]
         return min(needed, default=None)
 
     def _is_over(
-        self, peer: str, now: float, oldest: int | None, theirs: Mapping[str, int]
+        self,
+        peer: str,
+        now: float,
+        oldest: int | None,
+        theirs: Mapping[str, int],
+        *,
+        is_short: bool,
     ) -> bool:
         """Whether a follower has been waited for long enough."""
-        match, received = theirs["match_index"], theirs.get("snapshot_bytes", 0)
+        match = theirs["match_index"]
         hold = self._holds.get(peer)
         if hold is not None and match > hold.goal:
             hold = None
         if hold is None:
             self._holds.pop(peer, None)
             if oldest is None or match > oldest:
-                return False
-            hold = self._holds[peer] = _Hold(now, oldest, received)
-        if received > hold.snapshot_bytes:
-            hold.since, hold.snapshot_bytes = now, received
-        if not hold.is_over and now - hold.since >= self._wait_s:
-            hold.is_over = True
+                return not theirs["connected"]
+            hold = self._holds[peer] = _Hold(now, now, oldest, match)
+        hold.take_note(now, theirs)
+        waited_s = now - (hold.begun if is_short else hold.moved)
+        is_over = waited_s >= self._wait_s
+        if is_over and not hold.is_over:
             logger.warning(
                 "old segments no longer wait for a replica that does not take them: "
-                "replica=%s match_index=%d waited_s=%.1f",
+                "replica=%s match_index=%d waited_s=%.1f disk_short=%s",
                 peer,
                 match,
-                now - hold.since,
+                waited_s,
+                is_short,
             )
-        return hold.is_over
+        hold.is_over = is_over
+        return is_over
 
 
 class Retention:
@@ -203,14 +240,13 @@ class Retention:
     async def _trim_state(self) -> None:
         section = self._context.config.store
         stores = self._stores
-        free_bytes = self._fs.free_bytes(self._context.config.data_directory)
         choose = partial(
             choose_boundary,
             [DatedSegment(facts, self._dated(facts)) for facts in stores.log.segments()],
             now_ms=self._context.clock.wall_ms(),
             retention_ms=int(section.retention_hours * 3_600_000),
             bytes_max=section.retention_bytes,
-            bytes_short=max(0, section.retention_free_bytes - free_bytes),
+            bytes_short=self._bytes_short(),
             log_bytes=stores.log.size_bytes,
         )
         applied = stores.store.applied_index
@@ -284,8 +320,22 @@ class Retention:
         """Returns the first index that a follower still needs and may keep."""
         oldest = next((facts.last_index for facts in self._stores.log.segments()), None)
         progress = self._context.raft.peer_progress()
-        needed = self._patience.needed_index(self._context.clock.monotonic(), oldest, progress)
+        needed = self._patience.needed_index(
+            self._context.clock.monotonic(), oldest, progress, is_short=self._is_short()
+        )
         return self._stores.store.applied_index if needed is None else needed
+
+    def _bytes_short(self) -> int:
+        """Returns what this replica's disk lacks in free space."""
+        config = self._context.config
+        free_bytes = self._fs.free_bytes(config.data_directory)
+        return max(0, config.store.retention_free_bytes - free_bytes)
+
+    def _is_short(self) -> bool:
+        """Whether followers must not keep more of the log here; before a leader hands over."""
+        config = self._context.config
+        least = max(config.store.retention_free_bytes, 4 * config.store.disk_free_min_bytes)
+        return self._fs.free_bytes(config.data_directory) < least
 
     # --- every replica's part ---------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from broker.config import parse_address
 from broker.tasks import Tasks
 from dledger.errors import ConfigError
+from dledger.listening import close_listener
 from dledger.remoting.server import RemotingServer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class SharedAddress:
         self._server = server
         self._tasks = tasks
         self._on_changed: Callable[[], None] = lambda: None
-        self._listener: asyncio.AbstractServer | None = None
+        self._listener: asyncio.Server | None = None
         # Not `raft.is_serving`: that pauses while a transfer is tried, and may then go on.
         self._is_wanted = False
         self._is_trying = False
@@ -71,7 +72,7 @@ class SharedAddress:
         """Leaves the address to the next leader. Open connections stay and are forwarded."""
         self._is_wanted = False
         if self._listener is not None:
-            self._listener.close()
+            close_listener(self._listener)
             self._listener = None
             logger.info("shared address left: address=%s", self._address)
             self._on_changed()
@@ -97,7 +98,7 @@ class SharedAddress:
                     pause_s = min(2 * pause_s, RETRY_MAX_S)
                     continue
                 if not self._is_wanted:
-                    listener.close()
+                    close_listener(listener)
                     return
                 self._listener = listener
                 logger.info("shared address taken: address=%s", self._address)

@@ -184,8 +184,11 @@ class LocalCluster:
         """Stops all: the brokers first, so that they can say goodbye to their nameservers."""
         plans = self.plans()
         results: list[StopResult] = []
-        for module in ("broker", "nameserver"):
-            chosen = [process for process in plans if process.module == module]
+        nameservers = {place.id for place in self.layout.nameservers}
+        for are_nameservers in (False, True):
+            chosen = [
+                process for process in plans if (process.name in nameservers) is are_nameservers
+            ]
             results.extend(self._supervisor.stop_all(chosen, grace_s))
         return results
 

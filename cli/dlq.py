@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.asking import ask
+from cli.asking import ask, require_group
 from cli.console import note, say, say_json, say_table
 from cli.errors import UsageError
 from cli.messages import message_to_json
@@ -67,7 +67,7 @@ def show(
     async def question(admin: AsyncAdmin) -> list[DeadLetter]:
         dead = admin.dead_letters()
         found: list[DeadLetter] = []
-        for queue in await _queues(dead, group):
+        for queue in await _queues(admin, dead, group):
             async for letter in dead.read(queue, (queue.replayed or 0) if waiting else 0):
                 found.append(letter)
                 if len(found) == count:
@@ -141,7 +141,7 @@ def replay(
     job = ReplayJob(group, to, rate, count, message_id, everything, dry_run)
 
     async def question(admin: AsyncAdmin) -> list[DeadLetter]:
-        return await _replay(admin.dead_letters(), job)
+        return await _replay(admin, job)
 
     letters = ask(nameserver, question)
     if json_output:
@@ -160,13 +160,14 @@ def replay(
     say(f"{'would replay' if dry_run else 'replayed'} {len(letters):,} dead letters of {group}")
 
 
-async def _replay(dead: DeadLetters, job: ReplayJob) -> list[DeadLetter]:
+async def _replay(admin: AsyncAdmin, job: ReplayJob) -> list[DeadLetter]:
     from dledger.client.dead_letters import ReplayTarget
 
+    dead = admin.dead_letters()
     done: list[DeadLetter] = []
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    for queue in await _queues(dead, job.group):
+    for queue in await _queues(admin, dead, job.group):
         # A single message says nothing about those before it.
         keeps_place = not job.dry_run and job.message_id is None
         start = 0 if job.everything or job.message_id else (queue.replayed or 0)
@@ -197,9 +198,10 @@ async def _replay(dead: DeadLetters, job: ReplayJob) -> list[DeadLetter]:
     return done
 
 
-async def _queues(dead: DeadLetters, group: str) -> list[DeadLetterQueue]:
+async def _queues(admin: AsyncAdmin, dead: DeadLetters, group: str) -> list[DeadLetterQueue]:
     queues = await dead.queues(group)
     if not queues:
+        await require_group(admin, group)  # those of a deleted group can still be read
         note(f"group {group} has no dead letters")
     return queues
 

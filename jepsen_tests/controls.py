@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dledger.errors import DLedgerError
 from jepsen_tests.checkers import Outcome
 from jepsen_tests.hosts.capabilities import Capabilities
-from jepsen_tests.hosts.cleanup import RunStoppedError
 from jepsen_tests.options import RunOptions
 from jepsen_tests.planted import stock_library
-from jepsen_tests.runner import RunResult, run
+from jepsen_tests.runner import RunResult, attempt, run
 
 STOCK = "list"  # not a workload of ours: the library alone
 
@@ -284,19 +282,17 @@ def _run_one(
         label=control.name,
         out=out,
     )
-    begin = time.monotonic()
-    try:
+
+    def work() -> RunResult:
         if control.workload == STOCK:
-            result = _run_stock(control, out, say)
-        else:
-            result = run(options, say, capabilities=able)
-    except RunStoppedError:
-        raise
-    except DLedgerError as error:
-        text = f"the run could not be done: {error}"
-        return ControlResult(control, "", text, time.monotonic() - begin, was_run=False)
-    caught_by, text = _caught(control, result)
-    return ControlResult(control, caught_by, text, time.monotonic() - begin, str(result.folder))
+            return _run_stock(control, out, say)
+        return run(options, say, capabilities=able)
+
+    done = attempt(work)
+    if done.result is None:
+        return ControlResult(control, "", done.problem, done.seconds, was_run=False)
+    caught_by, text = _caught(control, done.result)
+    return ControlResult(control, caught_by, text, done.seconds, str(done.result.folder))
 
 
 def _run_stock(control: Control, out: Path, say: Callable[[str], None]) -> RunResult:

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from dledger.errors import DLedgerError
 from jepsen_tests.checkers import Outcome
 from jepsen_tests.hosts.capabilities import Capabilities
-from jepsen_tests.hosts.cleanup import RunStoppedError
 from jepsen_tests.options import RunOptions
-from jepsen_tests.runner import RunResult, run
+from jepsen_tests.runner import RunResult, attempt, run
 
 SMOKE_BUDGET_S = 360.0
 OVERHEAD_S = 8.0  # of a run: to start, to drain, to read everything, to stop
@@ -161,20 +159,15 @@ def _run_cell(
         target=cell.target,
         out=folder,
     )
-    begin = time.monotonic()
-    try:
-        result = run(options, say, capabilities=able)
-    except RunStoppedError:
-        raise
-    except DLedgerError as error:
-        reason = f"the run could not be done: {error}"
-        return CellResult(cell, Outcome.UNKNOWN.value, time.monotonic() - begin, (reason,))
-    seconds = time.monotonic() - begin
+    done = attempt(lambda: run(options, say, capabilities=able))
+    result = done.result
+    if result is None:
+        return CellResult(cell, Outcome.UNKNOWN.value, done.seconds, (done.problem,))
     outcome, reasons = result.outcome.value, list(result.reasons)
     if result.verdict is not None and result.verdict.violations:
         first = result.verdict.violations[0]
         reasons.insert(0, f"{first.rule} {first.kind}: {first.text}")
-    return CellResult(cell, outcome, seconds, tuple(reasons), result)
+    return CellResult(cell, outcome, done.seconds, tuple(reasons), result)
 
 
 def matrix_exit_code(results: Sequence[CellResult]) -> int:

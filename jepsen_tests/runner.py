@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dledger.errors import DLedgerError
 from jepsen_tests.checkers import Outcome, Verdict, judge_file
 from jepsen_tests.foreign import ForeignRun
 from jepsen_tests.history import Fault, Meta
@@ -25,7 +26,7 @@ from jepsen_tests.hosts.capabilities import (
     probe_capabilities,
     tool_versions,
 )
-from jepsen_tests.hosts.cleanup import CleanUp
+from jepsen_tests.hosts.cleanup import CleanUp, RunStoppedError
 from jepsen_tests.hosts.cluster import ClusterPlan, ClusterUnderTest, new_run_id
 from jepsen_tests.hosts.network import NamespaceNetwork, Network
 from jepsen_tests.hosts.proxies import ProxyNetwork
@@ -120,6 +121,31 @@ def run(options: RunOptions, say: Say, *, capabilities: Capabilities | None = No
         one = _Run(options, workload, nemeses, folder, able, say, clean_up)
         one.execute()
     return one.conclude(skipped)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One of many runs: what came out, or why it could not be done."""
+
+    seconds: float
+    result: RunResult | None = None
+    problem: str = ""
+
+
+def attempt(work: Callable[[], RunResult]) -> Attempt:
+    """Does a run whose failure shall not end those after it.
+
+    Raises:
+        RunStoppedError: A signal ended it.
+    """
+    begin = time.monotonic()
+    try:
+        result = work()
+    except RunStoppedError:
+        raise
+    except DLedgerError as error:
+        return Attempt(time.monotonic() - begin, None, f"the run could not be done: {error}")
+    return Attempt(time.monotonic() - begin, result)
 
 
 def _run_foreign(one: ForeignRun, able: Capabilities) -> RunResult:

@@ -86,25 +86,12 @@ async def read_raw(load: Load) -> Figures:
     async def drain(address: str, queue: MessageQueue, offset: int) -> None:
         nonlocal read, size
         while read < load.messages:
-            header = PullMessageHeader(
-                consumer_group=_GROUP,
-                topic=queue.topic,
-                queue_id=queue.queue_id,
-                queue_offset=offset,
-                message_count_max=_PULL_COUNT,
-                sys_flag=4,
-                subscription="*",
-                bytes_max=_PULL_BYTES,
-            )
-            response = await client.request(address, RequestCode.PULL_MESSAGE, to_ext(header))
-            bounds = response.header(PullMessageResponse)
-            if response.code != ResponseCode.SUCCESS:
+            size_read, next_offset = await pull_raw(client, address, queue, offset)
+            if next_offset == offset:
                 return
-            if bounds.next_begin_offset <= offset:
-                raise RemoteProtocolError(f"a pull at {offset} goes on at the same place")
-            read += bounds.next_begin_offset - offset
-            size += len(response.body)
-            offset = bounds.next_begin_offset
+            read += next_offset - offset
+            size += size_read
+            offset = next_offset
 
     try:
         started = time.perf_counter()
@@ -115,6 +102,37 @@ async def read_raw(load: Load) -> Figures:
     finally:
         await client.close()
     return Figures.of("raw", messages=read, payload_bytes=size, seconds=seconds)
+
+
+async def pull_raw(
+    client: RemotingClient, address: str, queue: MessageQueue, offset: int
+) -> tuple[int, int]:
+    """Pulls once without waiting and looks at nothing but the bounds.
+
+    Returns:
+        The bytes of the stored messages, and the offset to go on at: the same one at the end.
+
+    Raises:
+        RemoteProtocolError: The answer does not lead anywhere.
+        DLedgerError: There is none.
+    """
+    header = PullMessageHeader(
+        consumer_group=_GROUP,
+        topic=queue.topic,
+        queue_id=queue.queue_id,
+        queue_offset=offset,
+        message_count_max=_PULL_COUNT,
+        sys_flag=4,
+        subscription="*",
+        bytes_max=_PULL_BYTES,
+    )
+    response = await client.request(address, RequestCode.PULL_MESSAGE, to_ext(header))
+    if response.code != ResponseCode.SUCCESS:
+        return 0, offset
+    next_offset = response.header(PullMessageResponse).next_begin_offset
+    if next_offset <= offset:
+        raise RemoteProtocolError(f"a pull at {offset} goes on at the same place")
+    return len(response.body), next_offset
 
 
 async def end_to_end(load: Load) -> Figures:

@@ -29,8 +29,11 @@ async def prepare(load: Load) -> None:
 
 
 def producer(load: Load) -> AsyncProducer:
-    """Returns a producer with as many messages under way as the load says."""
-    config = ProducerConfig(in_flight_max=max(load.window, load.batch))
+    """Returns a producer with as many messages under way as the load says.
+
+    It does not compress: bodies of one letter would make large messages small ones.
+    """
+    config = ProducerConfig(in_flight_max=max(load.window, load.batch), compress_min_bytes=0)
     return AsyncProducer(_GROUP, nameserver=load.nameserver, config=config)
 
 

@@ -28,8 +28,8 @@ from dledger.errors import (
 from dledger.lifetime import AsyncLifetime
 from dledger.message import (
     ReceivedMessage,
+    decode_run,
     decode_stored,
-    iter_stored,
     parse_offset_message_id,
     validate_group,
     validate_topic,
@@ -451,7 +451,7 @@ class AsyncAdmin(GroupAdmin, AsyncLifetime):
                 if error.code != ResponseCode.QUERY_NOT_FOUND:
                     raise
                 continue
-            found += iter_stored(response.body, broker_name=name)
+            found += decode_run(response.body, broker_name=name)
         # Index entries are hashes at some brokers: only the message itself tells.
         matching = [
             message

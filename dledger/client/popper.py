@@ -24,8 +24,8 @@ from dledger.message import (
     ReceiptHandle,
     ReceivedMessage,
     decode_receipt,
+    decode_run,
     decode_start_offsets,
-    iter_stored,
     retry_mark,
 )
 from dledger.remoting.commands import Command
@@ -199,7 +199,7 @@ class Popper:
     def _messages(self, source: Source, answer: Command) -> list[ReceivedMessage]:
         header = answer.header(PopMessageResponse)
         starts = decode_start_offsets(header.start_offsets)
-        found = list(iter_stored(answer.body, broker_name=source.broker_name))
+        found = decode_run(answer.body, broker_name=source.broker_name)
         for message in found:
             # Brokers that move what comes again into a topic of its own send it with its handle.
             if Property.POP_CHECKPOINT in message.properties:

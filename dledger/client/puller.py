@@ -15,7 +15,7 @@ from dledger.errors import (
     RemoteProtocolError,
     RequestTimeoutError,
 )
-from dledger.message import ReceivedMessage, iter_stored
+from dledger.message import ReceivedMessage, decode_run
 from dledger.model import MessageQueue, PullStatus
 from dledger.remoting.commands import Command
 from dledger.remoting.errors import response_error
@@ -157,8 +157,7 @@ def _decode(
     body: bytes, queue: MessageQueue, offset: int, subscription: Subscription
 ) -> list[ReceivedMessage]:
     """Returns the messages that were asked for; brokers may send some before, or of other tags."""
-    return [
-        message
-        for message in iter_stored(body, broker_name=queue.broker_name)
-        if message.queue_offset >= offset and subscription.matches(message.tags)
-    ]
+    messages = decode_run(body, broker_name=queue.broker_name)
+    if subscription.tags:
+        messages = [message for message in messages if subscription.matches(message.tags)]
+    return [message for message in messages if message.queue_offset >= offset]

@@ -66,6 +66,7 @@ from dledger.message.records import (
     stored_store_timestamp,
     with_reconsume_times,
 )
+from dledger.message.runs import decode_run
 
 __all__ = [
     "NORMAL_MARK",
@@ -91,6 +92,7 @@ __all__ = [
     "decode_handle",
     "decode_properties",
     "decode_receipt",
+    "decode_run",
     "decode_start_offsets",
     "decode_stored",
     "decompress_body",

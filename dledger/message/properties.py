@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from dledger.codes import PROPERTIES_BYTES_MAX
 from dledger.errors import MessageRejectedError
 
+# Where a unique key lies that comes first; keys are of 32 digits.
+_KEY_MARK = b"UNIQ_KEY\x01"
+_KEY_AT = len(_KEY_MARK)
+_KEY_STOP = _KEY_AT + 32
+_REST_AT = _KEY_STOP + 1
+_SIMILAR_MAX = 64
+
 
 class Property:
     """Names that RocketMQ itself gives a meaning to."""
@@ -120,11 +127,47 @@ def decode_properties(raw: bytes) -> dict[str, str]:
     does; bytes that are not UTF-8 become U+FFFD.
     """
     properties: dict[str, str] = {}
-    for piece in str(raw, "utf-8", "replace").split("\x02"):
+    for piece in raw.decode("utf-8", "replace").split("\x02"):
         name, _, value = piece.partition("\x01")
         if name and value:
             properties[name] = value
     return properties
+
+
+class SimilarProperties:
+    """Decodes properties strings of which most differ in nothing but the unique key in front.
+
+    Such are those of our producers. What follows the key is decoded once, and copied for the next
+    that ends the same; others are decoded as ever.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        # What follows a key -> properties with an empty key, or none: it holds a key as well.
+        self._known: dict[bytes, dict[str, str]] = {}
+
+    def decode(self, raw: bytes) -> dict[str, str]:
+        """Returns the same as `decode_properties`."""
+        key = raw[_KEY_AT:_KEY_STOP]
+        # Of letters and digits only, so it holds neither separator.
+        if raw.startswith(_KEY_MARK) and raw[_KEY_STOP:_REST_AT] == b"\x02" and key.isalnum():
+            rest = raw[_REST_AT:]
+            known = self._known.get(rest)
+            if known is None:
+                known = self._learn(rest)
+            if known:
+                properties = known.copy()
+                properties[Property.UNIQUE_KEY] = key.decode()
+                return properties
+        return decode_properties(raw)
+
+    def _learn(self, rest: bytes) -> dict[str, str]:
+        others = decode_properties(rest)
+        known = {Property.UNIQUE_KEY: "", **others} if Property.UNIQUE_KEY not in others else {}
+        if len(self._known) < _SIMILAR_MAX:
+            self._known[rest] = known
+        return known
 
 
 def get_property(raw: bytes, name: bytes) -> bytes | None:

@@ -127,10 +127,13 @@ class CatchUp(Elections):
         self._outgoing[node.id] = OutgoingSnapshot(reader, self._clock.monotonic())
         return True
 
-    def _snapshot_bytes(self, peer_id: str) -> int:
-        """Returns how much of a snapshot on its way to a follower has arrived there."""
+    def _snapshot_progress(self, peer_id: str) -> dict[str, int]:
+        """Returns which snapshot is on its way to a follower, and how much of it is there."""
         outgoing = self._outgoing.get(peer_id)
-        return 0 if outgoing is None else outgoing.confirmed
+        if outgoing is None:
+            return {"snapshot_index": 0, "snapshot_bytes": 0}
+        index = outgoing.reader.applied_index
+        return {"snapshot_index": index, "snapshot_bytes": outgoing.confirmed}
 
     def _drop_outgoing(self, peer_id: str | None = None) -> None:
         for found in [peer_id] if peer_id is not None else list(self._outgoing):
@@ -144,7 +147,9 @@ class CatchUp(Elections):
         now = self._clock.monotonic()
         if heartbeat:
             silent_ms = (now - outgoing.last_progress) * 1000
-            if silent_ms >= self._config.retransmit_ms:
+            if silent_ms >= self._config.retransmit_ms and not self._host.buffered_bytes(node.id):
+                # Not while the network has not even taken it all: over a slow link the same pieces
+                # would queue up again and again, before any new one.
                 outgoing.restart(now)
             # Also without anything to send: the follower must hear of its leader.
             self._send_piece(node, outgoing, outgoing.confirmed, b"")

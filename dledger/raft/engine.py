@@ -149,7 +149,7 @@ class Engine(CatchUp):
         engine_clock.set(self._clock)
         self._applyCommand(command, None)
         before = self._log.last_index
-        self._checkCommandsToApply()
+        super()._checkCommandsToApply()
         invariant(self._log.last_index == before + 1, "a proposal was not appended")
         self._log.request_sync()
         for peer in self._targets.values():
@@ -233,6 +233,7 @@ class Engine(CatchUp):
     def _SyncObj__onBecomeLeader(self) -> None:
         try:
             self._log.reserve(NO_OP_BYTES)
+            self._membership.store_owed()
         except DiskFullError as error:
             # Without room for the no-op of the term this replica could never commit anything.
             logger.warning("will not lead: %s", error)
@@ -339,6 +340,7 @@ class Engine(CatchUp):
                 if fresh[0].index <= log.last_index:
                     self._cut(fresh[0].index)
                     self._configurations_cut(fresh[0].index)
+                self._membership.store_owed()
                 self._note_configurations(fresh)
             except DiskFullError as error:
                 # Not confirmed, so the leader will send it again; the others may go on.
@@ -587,6 +589,9 @@ class Engine(CatchUp):
 
     def _SyncObj__onNodeDisconnected(self, node: Node) -> None:
         self._SyncObj__connectedNodes.discard(node)
+
+    def _checkCommandsToApply(self) -> None:
+        """On every tick; but `propose` leaves nothing waiting in the library's queue."""
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """The log is compacted by whole segments elsewhere, never by the library."""

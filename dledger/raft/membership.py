@@ -80,6 +80,7 @@ class Membership:
         """
         self._log = log
         self._guests: dict[str, Member] = {}  # of configurations not known here yet
+        self._is_owed = False  # the disk has not taken yet what counts here
         data = log.members
         if data is None:
             self._stored = _Stored(
@@ -205,13 +206,30 @@ class Membership:
         """Forgets configurations of entries from `index` on; True if that changed what counts.
 
         To be called after the truncation: dying in between is noticed at the next start.
+
+        Raises:
+            DiskFullError: They are forgotten here but not on the disk. `store_owed` must succeed
+                before anything else is written into the log: only as long as nothing stands where
+                they stood does a start tell that they never counted.
+            DiskFailureError: The log has failed.
         """
         kept = [found for found in self._stored.pending if found.index < index]
         changed = len(kept) < len(self._stored.pending)
         if changed:
             self._stored.pending = kept
+            self._is_owed = True
             self._save()
         return changed
+
+    def store_owed(self) -> None:
+        """Stores what `truncated` could not store for want of space. Nothing to do: no cost.
+
+        Raises:
+            DiskFullError: Still no space; nothing may be written into the log.
+            DiskFailureError: The log has failed.
+        """
+        if self._is_owed:
+            self._save()
 
     def settle(self, commit_index: int) -> bool:
         """Takes note of what is committed; True if a configuration is among it."""
@@ -253,6 +271,7 @@ class Membership:
         content = _encode(self._stored)
         if content != self._log.members:
             self._log.save_members(content)
+        self._is_owed = False
 
     # --- who may talk to us ---------------------------------------------------------------------
 

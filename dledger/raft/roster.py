@@ -89,7 +89,7 @@ class Roster(SyncObj):  # type: ignore[misc]
                 "match_index": int(self._SyncObj__raftMatchIndex.get(peer, 0)),
                 "next_index": int(self._SyncObj__raftNextIndex.get(peer, 0)),
                 "in_flight_bytes": self._progress[peer_id].in_flight_bytes,
-                "snapshot_bytes": self._snapshot_bytes(peer_id),
+                **self._snapshot_progress(peer_id),
                 "connected": int(peer in self._SyncObj__connectedNodes),
             }
             for peer_id, peer in self._targets.items()
@@ -205,7 +205,7 @@ class Roster(SyncObj):  # type: ignore[misc]
         self._progress.pop(peer_id, None)
         self._drop_outgoing(peer_id)
 
-    def _snapshot_bytes(self, peer_id: str) -> int:
+    def _snapshot_progress(self, peer_id: str) -> dict[str, int]:
         raise NotImplementedError
 
     def _drop_outgoing(self, peer_id: str | None = None) -> None:

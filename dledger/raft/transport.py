@@ -32,6 +32,7 @@ from dledger.errors import (
     StoreError,
     invariant,
 )
+from dledger.listening import close_listener
 from dledger.raft.messages import MessageDecoder, decode_message, encode_message
 from dledger.raft.protocols import Identity, PeerPlace, TransportReceiver
 
@@ -122,28 +123,36 @@ class TcpTransport:
         self.set_peers(peers)
 
     def set_peers(self, peers: Mapping[str, PeerPlace]) -> None:
-        """Dials these from now on; connections with others are closed."""
+        """Dials these from now on; connections with others are closed.
+
+        One whose place has changed is another one: the receiver is told that the connection with
+        it is down, and that it is up when it has been dialled there.
+        """
         loop = asyncio.get_running_loop()
+        gone: list[tuple[str, _Outgoing]] = []
         for peer_id in [name for name, place in self._peers.items() if peers.get(name) != place]:
             self._dialers.pop(peer_id).cancel()
             self._complaints.pop(peer_id, None)
-            outgoing, incoming = (
-                self._outgoing.pop(peer_id, None),
-                self._incoming.pop(peer_id, None),
-            )
-            if outgoing is not None:
-                outgoing.abort()
+            incoming = self._incoming.pop(peer_id, None)
             if incoming is not None:
                 incoming.abort()
+            outgoing = self._outgoing.get(peer_id)
+            if outgoing is not None:
+                outgoing.abort()
+                gone.append((peer_id, outgoing))
         self._peers = dict(peers)
         for peer_id, place in self._peers.items():
             if peer_id not in self._dialers:
                 dialing = self._keep_connected(peer_id, place)
                 self._dialers[peer_id] = loop.create_task(dialing, name=f"raft-dial-{peer_id}")
+        for peer_id, outgoing in gone:
+            self._down(peer_id, outgoing, reset=False)
 
     async def stop(self) -> None:
         """Closes the listener and every connection."""
         self._stopped = True
+        if self._server is not None:
+            await close_listener(self._server)
         dialers = list(self._dialers.values())
         for dialer in dialers:
             dialer.cancel()
@@ -153,7 +162,6 @@ class TcpTransport:
         for incoming in list(self._accepted):
             incoming.abort()
         if self._server is not None:
-            self._server.close()
             await self._server.wait_closed()
 
     def send(self, peer_id: str, message: dict[str, Any]) -> bool:
@@ -183,8 +191,7 @@ class TcpTransport:
                 self._outgoing[peer_id] = outgoing
                 self._up(peer_id)
                 reset = await outgoing.lost
-                del self._outgoing[peer_id]
-                self._down(peer_id, reset=reset)
+                self._down(peer_id, outgoing, reset=reset)
             except ReplicationError as error:
                 self._complain(peer_id, error)
                 if outgoing.refusal is not None:
@@ -193,6 +200,7 @@ class TcpTransport:
                 logger.debug("connection to %s failed: %s", peer_id, error)
             finally:
                 outgoing.abort()
+                self._down(peer_id, outgoing, reset=False)  # if nobody has said so yet
             await asyncio.sleep(self._random.uniform(0.02, self._config.retry_max_s))
 
     def _require(self) -> TransportReceiver:
@@ -275,7 +283,7 @@ class TcpTransport:
 
     def attach(self, incoming: _Incoming) -> None:
         """Notes a connection before its hello, which must come soon."""
-        if self._stopped:  # accepted just before the listener was closed
+        if self._stopped:  # accepted just before
             incoming.abort()
             return
         self._accepted[incoming] = None
@@ -324,7 +332,11 @@ class TcpTransport:
         if self._receiver is not None:
             self._receiver.on_peer_up(peer_id)
 
-    def _down(self, peer_id: str, *, reset: bool) -> None:
+    def _down(self, peer_id: str, outgoing: _Outgoing, *, reset: bool) -> None:
+        """Tells, once, that the connection that messages to a peer went over is no more."""
+        if self._outgoing.get(peer_id) is not outgoing:
+            return
+        del self._outgoing[peer_id]
         logger.info("connection to replica %s closed", peer_id)
         if self._receiver is not None and not self._stopped:
             self._receiver.on_peer_down(peer_id, reset=reset)

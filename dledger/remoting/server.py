@@ -12,6 +12,7 @@ import msgspec
 
 from dledger.codes import EXT_OUTCOME, FRAME_BYTES_MAX, OUTCOME_REFUSED, ResponseCode
 from dledger.errors import ConfigError, InvariantError
+from dledger.listening import close_listener
 from dledger.remoting.commands import Command
 from dledger.remoting.frames import Frame
 from dledger.remoting.link import Link, LinkLimits
@@ -225,7 +226,7 @@ class RemotingServer:
         self._sweep = asyncio.get_running_loop().call_later(self._look_s, self._look_for_idle)
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
-        """Begins to listen on one more address, for the caller to close again.
+        """Begins to listen on one more address, for the caller to `close_listener` again.
 
         Raises:
             ConfigError: The address cannot be listened on.
@@ -252,7 +253,7 @@ class RemotingServer:
             listener.close()
             raise
         if self._stopping:  # meanwhile: nobody else would close it
-            listener.close()
+            close_listener(listener)
         return listener
 
     async def stop(self, drain_s: float = 3.0) -> None:
@@ -268,10 +269,10 @@ class RemotingServer:
         deadline = loop.time() + drain_s
         if self._sweep is not None:
             self._sweep.cancel()
-        for listener in self._listeners:
-            listener.close()
+        closing = [close_listener(listener) for listener in self._listeners]
         for connection in self.connections:
             connection._stop_reading()
+        await asyncio.gather(*closing)
         if self.inflight:
             self._idle = loop.create_future()
             await asyncio.wait({self._idle}, timeout=drain_s)

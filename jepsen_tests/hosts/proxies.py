@@ -26,6 +26,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from dledger.listening import close_listener
 from jepsen_tests.hosts.cleanup import CleanUp
 from jepsen_tests.hosts.network import CONTROL, Pair
 from jepsen_tests.hosts.shell import HarnessError
@@ -197,9 +198,9 @@ class _Link:
                     total += side.waiting_bytes()
         return total
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self.server is not None:
-            self.server.close()
+            await close_listener(self.server)
         for near in list(self._near):
             near.abort()
             if near.other is not None:
@@ -244,7 +245,7 @@ class _Proxies:
 
     async def close(self) -> None:
         for link in self._links:
-            link.close()
+            await link.close()
 
     def _waiting(self) -> int:
         return sum(link.waiting_bytes() for link in self._links)

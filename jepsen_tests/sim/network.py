@@ -241,8 +241,7 @@ class Network:
 
     def note(self, data: bytes) -> None:
         """Makes a delivery part of the run's fingerprint."""
-        self.digest.update(b"%a" % self.loop.time())
-        self.digest.update(data)
+        self.digest.update(b"%a%b" % (self.loop.time(), data))
 
     def _port(self) -> int:
         self._next_port += 1
@@ -276,6 +275,10 @@ class Listener:
     def getsockname(self) -> tuple[str, int]:
         """Returns the bound address."""
         return self.machine.address, self.port
+
+    def fileno(self) -> int:
+        """Returns what the operating system calls it: nothing."""
+        return -1
 
     async def start_serving(self) -> None:
         """Does nothing: who listens here serves; there is no moment in between."""

@@ -89,8 +89,6 @@ async def refused_then_rebuilt(brokers, config):
     write_joining(config.data_directory, joining)
 
 
-# A replica that stops while a peer connects may leave the accepted socket to the collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("is_wiped", [False, True])
 def test_a_replica_that_was_away_for_too_long_is_whole_again(tmp_path, is_wiped):
     async def run():

@@ -177,12 +177,15 @@ def test_delays_and_retries_through_a_fail_over(tmp_path: Path) -> None:
 def test_dead_letters_are_listed_shown_and_replayed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def cli(nameserver: str, *arguments: str) -> Any:
+    async def ended(nameserver: str, *arguments: str) -> tuple[int, str, str]:
         # The command makes a loop of its own.
         code = await asyncio.to_thread(run_cli, ["dlq", *arguments, "--nameserver", nameserver])
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return json.loads(printed.out) if "--json" in arguments else printed.out
+        return (code, *capsys.readouterr())
+
+    async def cli(nameserver: str, *arguments: str) -> Any:
+        code, out, error = await ended(nameserver, *arguments)
+        assert code == 0, error
+        return json.loads(out) if "--json" in arguments else out
 
     async def main() -> None:
         async with cluster(tmp_path, 1) as (_, nameserver):
@@ -201,6 +204,11 @@ def test_dead_letters_are_listed_shown_and_replayed(
                 for body in (b"never", b"later", b"later"):
                     await producer.send(Message("t", body, keys=["k"], properties={"a": "b"}))
             async with consuming(nameserver, reconsume_max=2) as consumer:
+                assert await cli(nameserver, "show", "cg", "--json") == []  # none, and no error
+                for command in ("show", "replay"):
+                    code, out, error = await ended(nameserver, command, "nobody")
+                    assert (code, out) == (1, "")
+                    assert "no broker has consumer group nobody" in error
                 task = asyncio.create_task(consumer.run(handler))
 
                 async def dead() -> bool:

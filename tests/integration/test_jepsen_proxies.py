@@ -164,10 +164,8 @@ def test_an_end_crosses_when_the_cut_is_healed(network: ProxyNetwork, pair: Pair
 
 def test_nobody_there_is_told_at_once(network: ProxyNetwork, pair: Pair) -> None:
     pair.listener.close()
-    near = pair.connect()
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), pair.connect() as near:  # perhaps before it knew
         near.recv(1)
-    near.close()
 
 
 def test_free_ports_are_different_and_free() -> None:

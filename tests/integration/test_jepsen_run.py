@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,9 +36,28 @@ def command(out: Path, *more: str) -> list[str]:
     return [*start, "--nemesis", "F1", "--target", "leader", "--out", str(out), *more]
 
 
-def namespaces() -> set[str]:
-    path = Path("/run/netns")
-    return {name for name in os.listdir(path) if name.startswith("dl")} if path.exists() else set()
+def processes_of(marker: str) -> list[str]:
+    """Pids of the processes that name it on their command lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if marker.encode() in (path / "cmdline").read_bytes():
+                found.append(path.name)
+    return found
+
+
+def namespaces_of(pids: list[str]) -> set[Path]:
+    """Named network namespaces that these processes live in; other runs have their own."""
+    inodes = set()
+    for pid in pids:
+        with suppress(OSError):
+            inodes.add(os.stat(f"/proc/{pid}/ns/net").st_ino)
+    found = set()
+    for path in Path("/run/netns").glob("dl*"):
+        with suppress(OSError):
+            if path.stat().st_ino in inodes:
+                found.add(path)
+    return found
 
 
 @pytest.mark.usefixtures("hosts")
@@ -98,7 +117,6 @@ def test_hosts_that_cannot_be_made_are_refused_with_the_reason(tmp_path: Path) -
 
 @pytest.mark.usefixtures("hosts")
 def test_sigterm_ends_a_run_and_leaves_nothing(tmp_path: Path) -> None:
-    before = namespaces()
     child = subprocess.Popen(
         command(tmp_path, "--time", "60"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -107,6 +125,8 @@ def test_sigterm_ends_a_run_and_leaves_nothing(tmp_path: Path) -> None:
         for line in child.stderr:
             if b"ok," in line:
                 break
+        spaces = namespaces_of(processes_of(str(tmp_path)))
+        assert len(spaces) > 3  # of each replica, and of clients
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 1
     finally:
@@ -114,16 +134,5 @@ def test_sigterm_ends_a_run_and_leaves_nothing(tmp_path: Path) -> None:
         child.wait()
         if child.stderr is not None:
             child.stderr.close()
-    deadline = time.monotonic() + 5
-    while namespaces() - before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    marker = str(tmp_path).encode()
-    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and _has(pid, marker)]
-    assert not left
-
-
-def _has(pid: str, marker: bytes) -> bool:
-    try:
-        return marker in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+    assert not [path for path in spaces if path.exists()]
+    assert not processes_of(str(tmp_path))

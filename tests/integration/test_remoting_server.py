@@ -411,6 +411,7 @@ def test_stop_lets_requests_under_way_be_answered(fast_loop):
             stopping = asyncio.ensure_future(server.stop(20))
             await asyncio.sleep(0)
             peer.request(10, 2)
+            await until(lambda: server.port == 0)
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(*address.split(":"))
             assert not stopping.done()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dledger import message as m
 from dledger.errors import MessageRejectedError, RemoteProtocolError
+from dledger.message.properties import SimilarProperties
 
 CLEAN = st.text(
     st.characters(codec="utf-8", exclude_characters="\x01\x02"), min_size=1, max_size=20
@@ -85,6 +87,82 @@ def test_damaged_messages_give_a_message_or_the_named_error(fields, data):
     for read in (m.decode_stored, m.stored_properties, m.stored_store_timestamp):
         with contextlib.suppress(RemoteProtocolError):
             read(bytes(record))
+
+
+UNIQUE_KEYED = st.builds(
+    lambda key, rest: b"UNIQ_KEY\x01" + key + b"\x02" + rest,
+    st.one_of(
+        st.text("0123456789ABCDEF", min_size=32, max_size=32).map(str.encode),
+        st.binary(min_size=30, max_size=33),
+    ),
+    st.one_of(
+        st.sampled_from(
+            [b"", b"TAGS\x01a\x02", b"CLUSTER\x01c\x02TAGS\x01b", b"UNIQ_KEY\x01k\x02", b"\xff\x01"]
+        ),
+        st.binary(max_size=20),
+    ),
+)
+
+
+@given(st.lists(st.one_of(UNIQUE_KEYED, PROPERTIES.map(m.encode_properties)), max_size=20))
+def test_similar_properties_are_decoded_like_any(raws):
+    similar = SimilarProperties()
+    for raw in raws * 2:
+        decoded = similar.decode(raw)
+        assert list(decoded.items()) == list(m.decode_properties(raw).items())
+        decoded["mine"] = "a change of one message is none of another"
+
+
+RUNS = st.lists(
+    st.tuples(FIELDS, st.one_of(UNIQUE_KEYED, st.none()), st.booleans()), min_size=1, max_size=6
+)
+
+
+def encode_run(run):
+    """Returns stored messages one after the other; some of them of one kind, as in an answer."""
+    alike = run[0][0]
+    records = []
+    for own, keyed, like_the_first in run:
+        fields = {**(alike if like_the_first else own), "body": own["body"]}
+        records.append(m.encode_stored(**{**fields, **({"properties": keyed} if keyed else {})}))
+    return b"".join(records)
+
+
+@given(RUNS)
+def test_a_run_is_decoded_like_one_message_after_the_other(run):
+    body = encode_run(run)
+    assert m.decode_run(body, broker_name="b") == list(m.iter_stored(body, broker_name="b"))
+
+
+@given(FIELDS, st.integers(1, 3), st.data())
+def test_a_damaged_run_ends_like_one_message_after_the_other(fields, count, data):
+    plain_hosts = {name: m.pack_host("10.0.0.1", 1) for name in ("born_host", "store_host")}
+    record = m.encode_stored(**{**fields, **plain_hosts})
+    body = bytearray(record * count)
+    match data.draw(st.sampled_from(["cut", "anywhere", "a length", "a magic number"])):
+        case "cut":
+            del body[data.draw(st.integers(0, len(body) - 1)) :]
+        case "anywhere":
+            body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
+        case "a magic number":
+            body[-len(record) + 7] ^= 1
+        case "a length":
+            # Of the last message: all of it, its body, its topic (in version 1), its properties.
+            sizes = (0, 84, 88 + len(fields["body"]), len(record) - len(fields["properties"]) - 2)
+            at = len(body) - len(record) + data.draw(st.sampled_from(sizes))
+            width = data.draw(st.sampled_from([1, 2, 4]))
+            wrong = int.from_bytes(body[at : at + width], "big") + data.draw(st.integers(-120, 120))
+            wrong = data.draw(st.sampled_from([wrong, -1, 0])) % 256**width
+            body[at : at + width] = wrong.to_bytes(width, "big")
+    body = bytes(body)
+    try:
+        plain = list(m.iter_stored(body))
+    except RemoteProtocolError as error:
+        with pytest.raises(RemoteProtocolError) as fast:
+            m.decode_run(body)
+        assert str(fast.value) == str(error)
+    else:
+        assert m.decode_run(body) == plain
 
 
 @given(st.lists(st.tuples(st.binary(max_size=50), PROPERTIES, INT32), max_size=5))

@@ -10,38 +10,8 @@ from typing import Any
 import msgspec
 
 from dledger.errors import DLedgerError, RemoteProtocolError, TransferFailedError
+from jepsen_tests.sim.list_snapshots import Reader, Writer
 from tests.support.memory_log import ListMachine, MemoryLog
-
-
-class Reader:
-    def __init__(self, applied_index: int, data: bytes) -> None:
-        self.applied_index = applied_index
-        self.data = data
-        self.size_bytes = len(data)
-        self.crc = zlib.crc32(data)
-        self.closed = False
-
-    def read(self, position: int, size_bytes: int) -> bytes:
-        return self.data[position : position + size_bytes]
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Writer:
-    def __init__(self, applied_index: int, size_bytes: int, crc: int) -> None:
-        self.key = (applied_index, size_bytes, crc)
-        self.data = b""
-
-    @property
-    def position(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def abort(self) -> None:
-        self.data = b""
 
 
 class MemorySnapshots:

@@ -16,8 +16,8 @@ from dledger.raft.configuration import Configuration, Member, bootstrap
 from dledger.raft.engine import Engine
 from dledger.raft.membership import Membership
 from dledger.raft.upstream import LEADER, engine_clock
+from jepsen_tests.sim.list_snapshots import Writer
 from tests.support.memory_log import ListMachine, MemoryLog, entry
-from tests.support.memory_snapshots import Writer
 
 Message = dict[str, Any]
 

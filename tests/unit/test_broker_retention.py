@@ -177,10 +177,13 @@ def test_a_trimmed_queue_of_a_deleted_topic(store: StateStore) -> None:
     assert store.queue_bounds(topic_id, 0) == (0, 0)
 
 
-def follower(match_index: int, *, connected: int = 1, snapshot_bytes: int = 0) -> dict[str, int]:
+def follower(
+    match_index: int, *, connected: int = 1, snapshot_index: int = 0, snapshot_bytes: int = 0
+) -> dict[str, int]:
     return {
         "match_index": match_index,
         "connected": connected,
+        "snapshot_index": snapshot_index,
         "snapshot_bytes": snapshot_bytes,
     }
 
@@ -220,3 +223,53 @@ def test_a_follower_that_receives_a_snapshot_goes_on() -> None:
         progress = {"b": follower(0, snapshot_bytes=turn)}
         assert patience.needed_index(50 * turn, 10, progress) == 0
     assert patience.needed_index(50 * 9 + 60, 10, progress) is None
+
+
+def test_whoever_goes_on_however_slowly_is_waited_for() -> None:
+    """It used to have so long for a segment, and then a snapshot after the other, for ever."""
+    patience = Patience(60)
+    for turn in range(100):
+        progress = {"b": follower(1 + turn)}
+        assert patience.needed_index(50 * turn, 1000, progress) == 1 + turn
+    assert patience.needed_index(50 * 99 + 60, 1000, progress) is None
+    # It had been stopped, and goes on: with a snapshot, which nothing must overtake.
+    progress = {"b": follower(100, snapshot_index=5000, snapshot_bytes=1)}
+    assert patience.needed_index(6000, 1000, progress) == 100
+
+
+def test_a_newer_snapshot_counts_from_its_own_beginning() -> None:
+    patience = Patience(60)
+    for turn in range(20):
+        progress = {"b": follower(0, snapshot_index=10, snapshot_bytes=1000 * turn)}
+        assert patience.needed_index(50 * turn, 10, progress) == 0
+    for turn in range(20, 40):  # smaller than the older one had got
+        progress = {"b": follower(0, snapshot_index=20, snapshot_bytes=turn)}
+        assert patience.needed_index(50 * turn, 10, progress) == 0
+
+
+def test_pieces_of_the_same_snapshot_that_come_again_and_again_are_no_progress() -> None:
+    patience = Patience(60)
+    for turn in range(10):  # a full disk there
+        progress = {"b": follower(0, snapshot_index=10, snapshot_bytes=turn % 2)}
+        patience.needed_index(10 * turn, 10, progress)
+    assert patience.needed_index(10 + 60, 10, progress) is None
+
+
+def test_a_short_break_of_the_connection_does_not_cost_the_snapshot() -> None:
+    patience = Patience(60)
+    progress = {"b": follower(3, connected=0)}
+    assert patience.needed_index(0, 10, progress) is None, "it was away before"
+    progress = {"b": follower(3, snapshot_index=20, snapshot_bytes=7)}
+    assert patience.needed_index(1, 10, progress) == 3
+    progress = {"b": follower(3, connected=0)}
+    assert patience.needed_index(60, 10, progress) == 3
+    assert patience.needed_index(61, 10, progress) is None
+
+
+def test_a_disk_that_is_short_of_space_waits_only_so_long_for_a_segment() -> None:
+    patience = Patience(60)
+    for turn in range(10):
+        progress = {"b": follower(1, snapshot_index=20, snapshot_bytes=turn)}
+        assert patience.needed_index(10 * turn, 10, progress) == 1
+    assert patience.needed_index(91, 10, progress, is_short=True) is None
+    assert patience.needed_index(92, 10, progress) == 1, "there is space again"

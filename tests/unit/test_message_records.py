@@ -166,6 +166,8 @@ def test_damaged_messages_are_refused(at, value):
     damaged = STORED[:at] + value + STORED[at + len(value) :]
     with pytest.raises(RemoteProtocolError):
         m.decode_stored(damaged)
+    with pytest.raises(RemoteProtocolError, match=f"at byte {len(STORED)} "):
+        m.decode_run(STORED + damaged)
 
 
 def test_a_wrong_checksum_is_found_on_request():

@@ -215,3 +215,36 @@ def test_nothing_acknowledged_is_lost_with_snapshots_under_partitions(seed: int)
         await group.stop()
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("waiting_bytes", [1, 0])
+def test_pieces_that_the_network_has_not_taken_yet_are_not_sent_again(waiting_bytes: int) -> None:
+    """Over a slow link the same ones would queue up, and the follower take nothing new for long."""
+
+    async def main() -> None:
+        group = RaftGroup(3, with_snapshots=True)
+        victim = await lagging(group)
+        leader = await group.serving_leader()
+        transport = leader._transport
+        positions: list[int] = []
+        send = transport.send
+
+        def slow_link(peer_id: str, message: dict[str, Any]) -> bool:
+            if peer_id == victim and message["type"] == "snapshot_piece" and message["records"][0]:
+                positions.append(message["position"])
+                return True  # on its way, for long
+            return send(peer_id, message)
+
+        transport.send = slow_link  # type: ignore[method-assign]
+        transport.buffered_bytes = lambda _peer_id: waiting_bytes  # type: ignore[method-assign]
+        group.network.heal()
+        await group.wait(lambda: positions)
+        await asyncio.sleep(5.0)
+        again = len(positions) - len(set(positions))
+        assert (again == 0) == bool(waiting_bytes), positions
+        transport.send = send  # type: ignore[method-assign]
+        transport.buffered_bytes = lambda _peer_id: 0  # type: ignore[method-assign]
+        await group.converged()
+        await group.stop()
+
+    run_virtual(main())

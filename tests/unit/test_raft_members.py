@@ -9,6 +9,7 @@ import pytest
 from dledger.errors import (
     ChangeRefusedError,
     CommitTimeoutError,
+    DiskFailureError,
     DiskFullError,
     DLedgerError,
     InvalidParameterError,
@@ -16,9 +17,11 @@ from dledger.errors import (
     NotLeaderError,
     ReplicaRemovedError,
     ReplicaReplacedError,
+    StoreError,
 )
 from dledger.raft.configuration import Configuration, encode_entry
 from dledger.raft.engine import Engine
+from dledger.raft.membership import Membership
 from dledger.raft.node import RaftNode
 from dledger.raft.protocols import Identity
 from dledger.raft.upstream import FOLLOWER
@@ -503,9 +506,41 @@ def test_a_change_taken_back_does_not_count_even_if_that_cannot_be_stored() -> N
     replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
     assert replica.engine.configuration().voters == ("a", "b", "c")
     assert replica.engine.voter_ids() == ["b", "c"]
+    # Nothing takes the place of what the disk still has a change for: a start must be able to tell.
+    replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
+    assert replica.log() == [(1, 0)]
     replica.memory_log.save_members = save  # type: ignore[method-assign]
     replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
     assert replica.log()[-1] == (2, 2)
+    assert reopened(replica).is_settled
+    # Also when what stood there has been dropped at the front, and cannot tell any more.
+    replica.memory_log.first_index, replica.memory_log.entries = 3, []
+    assert reopened(replica).current.voters == ("a", "b", "c")
+
+
+def reopened(replica: OurReplica) -> Membership:
+    """Returns what a start would find."""
+    return Membership(replica.memory_log, "a", group_of("a", "b", "c"), directory_id="not used")
+
+
+@pytest.mark.parametrize("error", [DiskFullError("full (test)"), DiskFailureError("EIO (test)")])
+def test_nobody_leads_or_goes_on_by_members_that_its_disk_does_not_have(error: StoreError) -> None:
+    replica = OurReplica()
+    changed = replica.engine.configuration().without("c")
+    replica.append("b", 1, (1, 0), [(2, 1, encode_entry(changed))])
+
+    def broken(_content: bytes) -> None:
+        raise error
+
+    replica.memory_log.save_members = broken  # type: ignore[method-assign]
+    if isinstance(error, DiskFailureError):
+        with pytest.raises(DiskFailureError):  # the node stops
+            replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
+        return
+    replica.append("c", 2, (1, 0), [(2, 2, b"\x10x")])
+    replica.engine._SyncObj__onBecomeLeader()
+    assert replica.engine.raft_state() == FOLLOWER
+    assert replica.log() == [(1, 0)]
 
 
 class CountsByTheOldConfiguration(Engine):

@@ -397,3 +397,55 @@ def test_peers_come_and_go() -> None:
         await b.stop()
 
     asyncio.run(main())
+
+
+def test_a_peer_with_another_address_is_down_until_it_is_reached_there() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a, b = transport("a", ports), transport("b", ports)
+        moved = transport("b", {**ports, "b": free_port()})
+        at_a, at_b, at_moved = Receiver(), Receiver(), Receiver()
+        await begin(a, at_a, "a", ports)
+        await begin(b, at_b, "b", ports)
+        await until(lambda: at_a.up and at_b.up)
+        place = PeerPlace(0, f"127.0.0.1:{moved._config.listen_port}")
+        a.set_peers({"b": place})
+        assert at_a.down == [("b", False)], "told at once: nothing can be sent"
+        assert not a.send("b", HEARTBEAT)
+        a.set_peers({"b": place})
+        await b.stop()
+        await begin(moved, at_moved, "b", {**ports, "b": moved._config.listen_port})
+        await until(lambda: len(at_a.up) == 2 and at_moved.up)
+        assert a.send("b", HEARTBEAT)
+        await until(lambda: at_moved.messages)
+        assert at_a.down == [("b", False)], "told once"
+        await a.stop()
+        await moved.stop()
+
+    asyncio.run(main())
+
+
+def test_a_peer_whose_address_changes_while_it_is_being_admitted_is_not_left_for_up() -> None:
+    async def main() -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        a, b = transport("a", ports), transport("b", ports)
+        at_a, at_b = Receiver(), Receiver()
+        nowhere = PeerPlace(0, f"127.0.0.1:{free_port()}")
+        admit, admitted = at_a.admit, []
+
+        def admit_and_move(peer: Identity) -> None:
+            admit(peer)
+            admitted.append(peer)
+            a.set_peers({"b": nowhere})
+
+        at_a.admit = admit_and_move  # type: ignore[method-assign]
+        await begin(a, at_a, "a", ports)
+        at_b.admit = lambda _peer: None  # type: ignore[method-assign]
+        at_b.identity = Identity("b", 0, "directory-b")
+        await b.start(at_b, {})
+        await until(lambda: admitted and len(at_a.down) == len(at_a.up))
+        assert not a.send("b", HEARTBEAT)
+        await a.stop()
+        await b.stop()
+
+    asyncio.run(main())
