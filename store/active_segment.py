@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dledger.errors import DiskFullError, StoreClosedError
@@ -11,6 +12,7 @@ from store.files import FileSystem
 from store.group_commit import GroupCommit, Seal
 from store.log_health import LogHealth
 from store.reader import LogReader
+from store.record import Buffer
 from store.segment import Segment, segment_name
 from store.space import TINY_RECORD_BYTES, choose_capacity, margin_bytes
 
@@ -76,7 +78,7 @@ class ActiveSegment:
             raise StoreClosedError("the log has no segment")
         return self.segment
 
-    def write(self, data: bytes) -> None:
+    def write(self, buffers: Sequence[Buffer]) -> None:
         """Writes behind what the segment holds; `room` was called for it.
 
         Raises:
@@ -86,7 +88,7 @@ class ActiveSegment:
         if active is None or active.file is None:
             raise StoreClosedError("the segment is not open")
         try:
-            self._fs.write(active.file, active.length, [data])
+            self._fs.write(active.file, active.length, buffers)
         except OSError as error:
             # Not even a full disk is expected here: the space was allocated.
             raise self._health.fail("write", error) from error

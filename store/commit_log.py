@@ -33,7 +33,6 @@ from store.members_file import load_members, save_members
 from store.reader import LogReader
 from store.record import (
     HEADER_BYTES,
-    EntryLike,
     LogEntry,
     decode_records,
     encode_record,
@@ -247,17 +246,18 @@ class CommitLog:
         segment = self._active.room(record_bytes, self._offset_end)
         offset = self._offset_end
         record = encode_record(offset, index, term, body)
-        self._active.write(record)
+        self._active.write([record])
         segment.add(index, term, record_bytes)
         self._offset_end = offset + record_bytes
         self._last_index, self._last_term = index, term
         self._cache.add(LogEntry(index, term, memoryview(record)[HEADER_BYTES:], record), offset)
 
-    def append_records(self, entries: Sequence[EntryLike]) -> None:
+    def append_records(self, entries: Sequence[LogEntry]) -> None:
         """Appends records as they came from the leader, in one write.
 
         Args:
-            entries: From `decode_records`: consecutive, the first following the newest entry.
+            entries: From `decode_records`: consecutive, the first following the newest entry. They
+                are kept, and so is the memory that they are views of: it must not change.
 
         Raises:
             DiskFullError: There is no room. Nothing has changed.
@@ -268,7 +268,6 @@ class CommitLog:
         """
         if not entries:
             return
-        data = b"".join([entry.record for entry in entries])
         index, term, offset = self._last_index, self._last_term, self._offset_end
         for entry, stamped in zip(entries, stamped_offsets(entries), strict=True):
             invariant(
@@ -284,17 +283,13 @@ class CommitLog:
                 offset_end=offset,
             )
             index, term, offset = entry.index, entry.term, offset + len(entry.record)
-        segment = self._active.room(len(data), self._offset_end)
-        self._active.write(data)
-        view, start = memoryview(data), 0
+        segment = self._active.room(offset - self._offset_end, self._offset_end)
+        self._active.write([entry.record for entry in entries])
+        start = self._offset_end
         for entry in entries:
-            stop = start + len(entry.record)
-            segment.add(entry.index, entry.term, stop - start)
-            own = LogEntry(
-                entry.index, entry.term, view[start + HEADER_BYTES : stop], view[start:stop]
-            )
-            self._cache.add(own, self._offset_end + start)
-            start = stop
+            segment.add(entry.index, entry.term, len(entry.record))
+            self._cache.add(entry, start)
+            start += len(entry.record)
         self._last_index, self._last_term, self._offset_end = index, term, offset
 
     def decode_records(self, data: memoryview) -> list[LogEntry]:

@@ -9,12 +9,12 @@ the leader's.
 from __future__ import annotations
 
 import struct
-import zlib
 from array import array
 from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from dledger.checksum import crc32
 from dledger.errors import Corruption, RemoteProtocolError
 
 # One record, big endian. `checksum` is the CRC-32 of everything behind it: [8, 40 + body length).
@@ -98,7 +98,7 @@ _CORRUPTIONS = {
 def encode_record(physical_offset: int, index: int, term: int, body: Buffer) -> bytes:
     """Returns the record of an entry that is to lie at `physical_offset`. Copies the body once."""
     tail = _TAIL.pack(len(body), 0, physical_offset, index, term)
-    head = _HEAD.pack(MAGIC, zlib.crc32(body, zlib.crc32(tail)))
+    head = _HEAD.pack(MAGIC, crc32(body, crc32(tail)))
     return b"".join((head, tail, body))
 
 
@@ -121,7 +121,7 @@ def decode_records(data: memoryview, record_bytes_max: int) -> list[LogEntry]:
             raise RemoteProtocolError(f"not a record at byte {position}: magic {magic:#x}")
         if stop - position > record_bytes_max or stop > end:
             raise RemoteProtocolError(f"record of {body_bytes} body bytes at {position} of {end}")
-        if zlib.crc32(data[position + CHECKSUM_FROM : stop]) != checksum:
+        if crc32(data[position + CHECKSUM_FROM : stop]) != checksum:
             raise RemoteProtocolError(f"record {index} fails its checksum")
         if offset_next >= 0 and (offset != offset_next or index != index_next or term < term_last):
             raise RemoteProtocolError(f"record {index} of term {term} does not follow {index_next}")
@@ -156,7 +156,7 @@ class RecordScanner:
 
     def advance(self, bytes_max: int) -> ScanStop | None:
         """Scans on for about `bytes_max` bytes. Returns why it ended, or None if it may go on."""
-        view, base, unpack, crc32 = self._view, self._base, HEADER.unpack_from, zlib.crc32
+        view, base, unpack = self._view, self._base, HEADER.unpack_from
         position, index, term_last = self.position, self.index, self.term
         append = self.positions.append
         end, limit = len(view), min(len(view), position + bytes_max)
@@ -224,7 +224,7 @@ def is_record_at(view: memoryview, base: int, position: int, record_bytes_max: i
         return False
     if stop > len(view) or stop - position > record_bytes_max:
         return False
-    return bool(zlib.crc32(view[position + CHECKSUM_FROM : stop]) == checksum)
+    return bool(crc32(view[position + CHECKSUM_FROM : stop]) == checksum)
 
 
 def check_record(record: memoryview, physical_offset: int, index: int) -> ScanStop | None:
@@ -234,7 +234,7 @@ def check_record(record: memoryview, physical_offset: int, index: int) -> ScanSt
         return ScanStop.BAD_MAGIC
     if HEADER_BYTES + body_bytes != len(record):
         return ScanStop.BAD_LENGTH
-    if zlib.crc32(record[CHECKSUM_FROM:]) != checksum:
+    if crc32(record[CHECKSUM_FROM:]) != checksum:
         return ScanStop.BAD_CHECKSUM
     if offset != physical_offset or index_here != index or flags:
         return ScanStop.BAD_SEQUENCE

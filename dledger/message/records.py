@@ -22,10 +22,10 @@ from __future__ import annotations
 import datetime
 import struct
 from collections.abc import Iterator, Sequence
-from zlib import crc32
 
 import msgspec
 
+from dledger.checksum import crc32
 from dledger.codes import PROPERTIES_BYTES_MAX, MessageFlag
 from dledger.errors import InvalidParameterError, MessageRejectedError, RemoteProtocolError
 from dledger.message.compression import DECOMPRESSED_BYTES_MAX, decompress_body
