@@ -13,6 +13,10 @@ from tests.support.virtual_loop import run_virtual
 
 class Listener:
     closed = False
+    sockets = ()
+
+    def is_serving(self) -> bool:
+        return not self.closed
 
     def close(self) -> None:
         self.closed = True
@@ -46,6 +50,7 @@ def test_it_is_taken_late_as_long_as_the_term_lasts_and_then_left() -> None:
         assert shared.held == "127.0.0.1:1"
         shared.on_stopped_serving()
         assert shared.held == ""
+        await asyncio.sleep(0.1)
         assert server.listener.closed
         server.is_free, attempts = False, server.attempts
         shared.on_serving(2)
