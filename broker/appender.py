@@ -235,6 +235,11 @@ class Appender:
         """Bytes of commands gathered or on their way to a majority."""
         return self._pending_bytes
 
+    @property
+    def request_bytes_max(self) -> int:
+        """Largest command that one request may become."""
+        return self._config.request_bytes_max
+
     def statistics(self) -> AppenderStatistics:
         """Returns how much is under way."""
         return AppenderStatistics(self._pending_bytes, self._commands_in_flight, len(self._waiting))

@@ -33,6 +33,8 @@ STORED_BYTES_MAX = 5 * 1024 * 1024
 
 _TRANSACTION_BITS = int(MessageFlag.TRANSACTION_ROLLBACK)
 _PREPARED = int(MessageFlag.TRANSACTION_PREPARED)
+# A message with one of these in its properties may have to wait, or to stay hidden.
+_NOT_PLAIN = (b"DELAY", b"TIMER_DELIVER", b"TRAN_MSG")
 _TAGS, _KEYS, _UNIQUE_KEY = b"TAGS", b"KEYS", b"UNIQ_KEY"
 _TAG_HASHES_MAX = 4096
 _PLAIN_MAX = 4096
@@ -87,6 +89,7 @@ class MessageIntake:
         # What stands beside UNIQ_KEY in the properties of batched messages, if nothing in it needs
         # the broker's attention -> hash of its tag.  Bounded.
         self._plain: dict[bytes, int] = {}
+        self._plain_singles: dict[bytes, int] = {}  # the same of messages that came alone
         # Bounded; mostly one for each pair of a connection and a queue.
         self._templates: dict[tuple[str, int, int, int, bytes], StoredTemplate] = {}
 
@@ -120,8 +123,7 @@ class MessageIntake:
         if header.reconsume_times < 0:
             raise InvalidParameterError("reconsumeTimes must not be negative")
         sys_flag = header.sys_flag & ~_TRANSACTION_BITS
-        place = (topic, queue_id, sys_flag, header.reconsume_times, born_host)
-        template = self._templates.get(place) or self._new_template(place)
+        template = self.template(topic, queue_id, sys_flag, header.reconsume_times, born_host)
         born = template.born(header.born_timestamp_ms)
         if is_batch:
             return Intake(self._encode_batch(template, born, body), "")
@@ -132,6 +134,45 @@ class MessageIntake:
         message = self._encode_one(template, born, header.flag, body, raw)
         _check_stored((message,))
         return Intake([message], str(message.unique_key, "utf-8", "replace"))
+
+    def plain(
+        self, template: StoredTemplate, header: SendFields, body: bytes
+    ) -> EncodedMessage | None:
+        """Returns a single message as `encode` does, None if it is not one that is quickly judged.
+
+        Such a message has a unique key of letters and digits, few other properties, none that the
+        broker looks at but TAGS and KEYS, and a body that is certainly not too large.
+        """
+        try:
+            raw = header.properties.encode()
+        except UnicodeEncodeError:
+            return None
+        at = raw.find(_UNIQUE_KEY_MARK)
+        if at < 0 or len(raw) > _PLAIN_BYTES_MAX or (at and raw[at - 1] != 2):
+            return None
+        stop = raw.find(b"\x02", at)
+        key = raw[at + len(_UNIQUE_KEY_MARK) : stop]
+        if not key.isalnum():
+            return None
+        others = raw[:at] + raw[stop + 1 :]
+        tag_hash = self._plain_singles.get(others)
+        if tag_hash is None and any(map(raw.__contains__, _NOT_PLAIN)):
+            return None
+        born = template.born(header.born_timestamp_ms)
+        if tag_hash is not None:
+            stored = template.encode(born, header.flag, body, raw + self._suffix)
+            return EncodedMessage(stored, tag_hash, key)
+        try:
+            message = self._encode_one(template, born, header.flag, body, raw)
+        except MessageRejectedError:
+            return None
+        if message.unique_key != key or not message.stored.endswith(raw + self._suffix):
+            return None
+        if not message.keys:
+            if len(self._plain_singles) >= _PLAIN_MAX:
+                self._plain_singles.clear()
+            self._plain_singles[others] = message.tag_hash
+        return message
 
     def _encode_batch(
         self, template: StoredTemplate, born: bytes, body: bytes
@@ -187,8 +228,18 @@ class MessageIntake:
         properties, unique_key = self._complete(raw)
         return self._encoded(template.encode(born, flag, body, properties), properties, unique_key)
 
-    def _new_template(self, place: tuple[str, int, int, int, bytes]) -> StoredTemplate:
-        topic, queue_id, sys_flag, reconsume_times, born_host = place
+    def template(
+        self, topic: str, queue_id: int, sys_flag: int, reconsume_times: int, born_host: bytes
+    ) -> StoredTemplate:
+        """Returns what messages of a sender to a queue share.
+
+        Raises:
+            MessageRejectedError: The topic is too long, or a number does not fit its field.
+        """
+        place = (topic, queue_id, sys_flag, reconsume_times, born_host)
+        known = self._templates.get(place)
+        if known is not None:
+            return known
         template = StoredTemplate(
             topic=topic.encode(),
             queue_id=queue_id,

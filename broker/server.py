@@ -374,6 +374,7 @@ class Broker:
         for listener in listeners:
             raft.add_listener(listener)
         self._dispatcher = dispatcher
+        self._server.take_run = processors.send.short.take
         installer.on_installed(self._on_installed)
         return Parts(
             context=context,

@@ -65,11 +65,11 @@ class Times:
         self.count = 0
         self.sum_s = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Adds one time."""
-        self.counts[bisect_left(TIME_CLASSES_S, seconds)] += 1
-        self.count += 1
-        self.sum_s += seconds
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Adds one time, or the same one several times."""
+        self.counts[bisect_left(TIME_CLASSES_S, seconds)] += times
+        self.count += times
+        self.sum_s += seconds * times
 
 
 class Flow:
@@ -85,13 +85,13 @@ class Flow:
         self._hours = deque([first], maxlen=_HOUR_SAMPLES)
         self._days = deque([first], maxlen=_DAY_SAMPLES)
 
-    def add(self, count: int, size_bytes: int, seconds: float = 0.0) -> None:
-        """Adds one request."""
+    def add(self, count: int, size_bytes: int, seconds: float = 0.0, requests: int = 1) -> None:
+        """Adds one request, or several that took as long each."""
         now = self._now
         now[_MESSAGES] += count
         now[_BYTES] += size_bytes
-        now[_SECONDS] += seconds
-        now[_TIMES] += 1
+        now[_SECONDS] += seconds * requests
+        now[_TIMES] += requests
 
     @property
     def messages(self) -> Meter:
@@ -216,13 +216,23 @@ class Statistics:
 
     # --- the hot path -----------------------------------------------------------------------
 
-    def stored(self, topic: str, count: int, size_bytes: int, seconds: float) -> None:
-        """Notes a send that was answered with success."""
-        self.put.add(count, size_bytes, seconds)
-        self.put_times.add(seconds)
+    def stored(
+        self, topic: str, count: int, size_bytes: int, seconds: float, requests: int = 1
+    ) -> None:
+        """Notes sends that were answered with success.
+
+        Args:
+            topic: Where to.
+            count: Messages in all.
+            size_bytes: Of all.
+            seconds: How long each request took.
+            requests: How many there were.
+        """
+        self.put.add(count, size_bytes, seconds, requests)
+        self.put_times.add(seconds, requests)
         flow = self._topics.get(topic) or self._admit(self._topics, topic)
         if flow is not None:
-            flow.add(count, size_bytes, seconds)
+            flow.add(count, size_bytes, seconds, requests)
 
     def fetched(self, group: str, topic: str, count: int, size_bytes: int) -> None:
         """Notes a pull that found messages."""

@@ -28,7 +28,7 @@ class PowerLossError(Exception):
 @dataclass(eq=False)
 class _Inode:
     data: bytearray = field(default_factory=bytearray)
-    durable: bytes = b""
+    durable: bytearray = field(default_factory=bytearray)
     # Since the last sync, in order: (position, bytes) written, or (-1, b"") with a new size.
     pending: list[tuple[int, bytes, int]] = field(default_factory=list)
 
@@ -36,6 +36,19 @@ class _Inode:
         # A new buffer each time, as mappings pin the old one.
         self.data = bytearray(self.data[:size_bytes].ljust(size_bytes, b"\0"))
         self.pending.append((-1, b"", size_bytes))
+
+    def settle(self) -> None:
+        """Makes content and length durable."""
+        if len(self.durable) == len(self.data):
+            for position, written, _ in self.pending:
+                if position < 0:
+                    break  # it had another size meanwhile
+                self.durable[position : position + len(written)] = written
+            else:
+                self.pending.clear()
+                return
+        self.durable = bytearray(self.data)
+        self.pending.clear()
 
 
 @dataclass
@@ -100,7 +113,7 @@ class SimulatedFileSystem:
         for path, inode in names.items():
             if id(inode) not in survivors:
                 data = _surviving(inode, random, survival)
-                survivors[id(inode)] = _Inode(bytearray(data), data)
+                survivors[id(inode)] = _Inode(bytearray(data), bytearray(data))
             after._names[path] = survivors[id(inode)]
         after._durable_names = dict(after._names)
         return after
@@ -109,7 +122,7 @@ class SimulatedFileSystem:
         """Damages a file on disk."""
         inode = self._names[path]
         inode.data[position] ^= 1 << bit
-        inode.durable = bytes(inode.data)
+        inode.durable = bytearray(inode.data)
 
     def content(self, path: Path) -> bytes:
         """Returns a file's bytes."""
@@ -182,9 +195,7 @@ class SimulatedFileSystem:
         self._call("sync", self._path(file))
         if self.ignores_sync:
             return
-        inode = self._inode(file)
-        inode.durable = bytes(inode.data)
-        inode.pending.clear()
+        self._inode(file).settle()
 
     def truncate(self, file: int, size_bytes: int) -> None:
         """Cuts or extends a file."""

@@ -45,7 +45,7 @@ class ApacheRocketMQ(RemotingPeer):
         return no_java()
 
     def version(self) -> str:
-        return JARS.name.rpartition("-")[2]
+        return "" if JARS is None else JARS.name.rpartition("-")[2]
 
     @property
     def nameserver(self) -> str:

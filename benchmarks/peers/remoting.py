@@ -12,8 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import single
-
+from benchmarks import single
 from benchmarks.peers.peer import PLACE, Done, Peer, Send, Until
 from benchmarks.peers.servers import Servers
 from dledger import (
@@ -30,7 +29,7 @@ from dledger import (
 from dledger.model import MessageQueue
 
 QUEUES = 4
-JARS = PLACE / "rocketmq-5.5.0"
+JARS = max(PLACE.glob("rocketmq-*[0-9]"), default=None)  # what setup.sh has put there
 OPENED = ("java.base/sun.nio.ch", "java.base/java.nio", "java.base/jdk.internal.ref")
 JAVA_THREADS = 64  # the benchmark client's own default
 WARM_UP_S = 3.0  # of a JVM that has just started
@@ -51,7 +50,7 @@ def no_java() -> str | None:
     """Returns what is missing to run Apache RocketMQ, if anything is."""
     if shutil.which("java") is None:
         return "no java installed"
-    return None if JARS.is_dir() else f"no {JARS.relative_to(PLACE.parent.parent)} (no mvn?)"
+    return None if JARS else "no Apache RocketMQ in build/peers (no mvn?)"
 
 
 class RemotingPeer(Peer):

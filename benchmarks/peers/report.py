@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+from benchmarks.table import line
+
+MARKER = "peers"  # in the page
 FACTS = {
     "version": "version",
     "consensus": "consensus",
@@ -49,32 +51,27 @@ def lines(results: Results) -> list[dict[str, Any]]:
     for sample in results.samples:
         grouped.setdefault(sample[:3], []).append(sample.value)
     return [
-        {
-            "name": name,
-            "figure": figure,
-            "value": _rounded(statistics.median(values)),
-            "goal": None,
-            "reached": None,
-            "peer": peer,
-            "low": _rounded(min(values)),
-            "high": _rounded(max(values)),
-            "samples": len(values),
+        line(
+            name,
+            figure,
+            statistics.median(values),
+            None,
+            peer=peer,
+            low=round(min(values), 2),
+            high=round(max(values), 2),
+            samples=len(values),
             **results.facts.get(peer, {}),
-        }
+        )
         for (peer, name, figure), values in grouped.items()
     ]
 
 
-def _rounded(value: float) -> float:
-    return round(value, 2 if value < 100 else 0)
-
-
 def markdown(found: list[dict[str, Any]], problems: Iterable[str] = ()) -> str:
     """Returns a table with a column per peer, and below it what could not be measured."""
-    peers = list(dict.fromkeys(line["peer"] for line in found))
-    about: dict[str, Mapping[str, Any]] = {line["peer"]: line for line in found}
-    rows = list(dict.fromkeys((line["name"], line["figure"]) for line in found))
-    values = {(line["peer"], line["name"], line["figure"]): line for line in found}
+    peers = list(dict.fromkeys(entry["peer"] for entry in found))
+    about: dict[str, Mapping[str, Any]] = {entry["peer"]: entry for entry in found}
+    rows = list(dict.fromkeys((entry["name"], entry["figure"]) for entry in found))
+    values = {(entry["peer"], entry["name"], entry["figure"]): entry for entry in found}
     text = [
         _row("", *(about[peer].get("title", peer) for peer in peers)),
         "|---" * (len(peers) + 1) + "|",
@@ -92,24 +89,11 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(line: Mapping[str, Any] | None) -> str:
-    if line is None:
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
         return "-"
-    value = f"{line['value']:,.0f}" if line["value"] >= 100 else f"{line['value']:g}"
+    value = f"{entry['value']:,.0f}" if entry["value"] >= 100 else f"{entry['value']:g}"
     # Of a fail-over the range says more than the middle.
-    if line["figure"] == "s" and line["samples"] > 1:
-        return f"{value} ({line['low']:g} to {line['high']:g})"
+    if entry["figure"] == "s" and entry["samples"] > 1:
+        return f"{value} ({entry['low']:g} to {entry['high']:g})"
     return value
-
-
-def placed(page: str, table: str) -> str:
-    """Returns a page with the table between its marks.
-
-    Raises:
-        ValueError: The page has no marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"

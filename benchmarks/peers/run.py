@@ -16,8 +16,6 @@ import dataclasses
 import gc
 import importlib
 import json
-import os
-import platform
 import signal
 import sys
 import tempfile
@@ -27,22 +25,19 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import limit
-import single
-
+from benchmarks import limit, machine, single
 from benchmarks.peers import report
 from benchmarks.peers.peer import Done, Peer, until_confirmed
 from benchmarks.peers.remoting import RemotingPeer, no_java
 from benchmarks.peers.report import Results, Sample
 from benchmarks.peers.servers import memory_mb
 from dledger.bench.figures import percentile
+from interop.table import replace_between
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = machine.ROOT / "docs" / "performance.md"
 # Name -> where its class is. A module imports its client, which may not be installed.
 PEERS = {
     "dledger": "benchmarks.peers.dledger_cluster:Dledger",
@@ -277,10 +272,16 @@ class Round:
         peer.revive()
 
 
-def measure(names: list[str], sizes: Sizes, minutes: float) -> Results:
+def measure(
+    names: list[str],
+    sizes: Sizes,
+    minutes: float,
+    keep: Callable[[Results], None] = lambda _: None,
+) -> Results:
     """Measures peers in turns, each alone; every other round in the opposite order.
 
-    Begins no round that would probably end later than so many minutes from now.
+    Begins no round that would probably end later than so many minutes from now. What is known
+    after a round goes to `keep`.
     """
     results = Results()
     peers: dict[str, Peer] = {}
@@ -315,12 +316,35 @@ def measure(names: list[str], sizes: Sizes, minutes: float) -> Results:
         ceiling = limit.measure(sizes.limit_megabytes, 64 * 1024, WINDOW * 1024)
         name = "publish, window 1,000, 1 KiB"
         results.samples.append(Sample(LIMIT, name, "messages_per_s", ceiling["messages_1k_per_s"]))
+        keep(results)
     return results
 
 
 def say(text: str) -> None:
     """Prints a line of progress; the table alone goes to standard output."""
     print(text, file=sys.stderr, flush=True)
+
+
+def run_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures what was asked for; returns what is in the file, which has every round at once."""
+    about, began = machine.facts(), time.monotonic()
+    content: dict[str, Any] = {}
+
+    def keep(results: Results) -> None:
+        content.update(
+            machine=about,
+            rounds=results.rounds,
+            minutes=round((time.monotonic() - began) / 60, 1),
+            problems=results.problems,
+            lines=report.lines(results),
+        )
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    sizes = dataclasses.replace(Sizes(), rounds=options.rounds, kills=options.kills)
+    sizes = QUICK if options.quick else sizes
+    keep(measure(options.peer or list(PEERS), sizes, options.minutes, keep))
+    return content
 
 
 def main() -> int:
@@ -333,7 +357,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="begin no round that ends later"
     )
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "peers.json")
+    parser.add_argument("--json", type=Path, default=machine.ROOT / "build" / "peers.json")
     parser.add_argument("--from", dest="earlier", type=Path, help="show this run's, measure none")
     parser.add_argument("--write", action="store_true", help="the table into docs/performance.md")
     options = parser.parse_args()
@@ -345,31 +369,13 @@ def main() -> int:
     if options.earlier:
         content = json.loads(options.earlier.read_text())
     else:
-        sizes = dataclasses.replace(Sizes(), rounds=options.rounds, kills=options.kills)
-        began = time.time()
-        sizes = QUICK if options.quick else sizes
-        results = measure(options.peer or list(PEERS), sizes, options.minutes)
-        content = {
-            "machine": platform.platform(),
-            "python": platform.python_version(),
-            "processors": os.cpu_count(),
-            "load_average": os.getloadavg(),
-            "day": time.strftime("%Y-%m-%d", time.gmtime(began)),
-            "rounds": results.rounds,
-            "minutes": round((time.time() - began) / 60, 1),
-            "problems": results.problems,
-            "lines": report.lines(results),
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        content = run_all(options)
     table = report.markdown(content["lines"], content["problems"])
-    print(table)
+    about = f"Medians (rounds: {content['rounds']}) on {machine.describe(content['machine'])}."
+    print(f"{table}\n\n{about}")
     if options.write:
-        head = (
-            f"Measured on {content['day']}: {content['machine']}, {content['processors']} "
-            f"processors, Python {content['python']}; medians of {content['rounds']} rounds."
-        )
-        PAGE.write_text(report.placed(PAGE.read_text(), f"{head}\n\n{table}"))
+        page = replace_between(PAGE.read_text(), report.MARKER, f"{about}\n\n{table}")
+        PAGE.write_text(page)
     return int(any(": failed: " in problem for problem in content["problems"]))
 
 

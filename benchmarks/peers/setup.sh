@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 place=$root/build/peers
 NATS_VERSION=${NATS_VERSION:-v2.12.15}
-ROCKETMQ_VERSION=${ROCKETMQ_VERSION:-5.5.0}
+ROCKETMQ_VERSION=$(sed -n 's|.*<rocketmq.version>\(.*\)</rocketmq.version>.*|\1|p' "$here/pom.xml")
 PYTHON=${PYTHON:-python3}
 
 say() { echo "peers: $*" >&2; }
@@ -23,7 +23,8 @@ had_erlang=true
 have epmd || had_erlang=false
 have rabbitmq-server || packages="$packages rabbitmq-server"
 have redis-server || packages="$packages redis-server"
-have nats-server || packages="$packages nats-server"
+# Not any that Go has put somewhere: one of the peers is the distribution's.
+[ -x /usr/sbin/nats-server ] || [ -x /usr/bin/nats-server ] || packages="$packages nats-server"
 if [ -n "$packages" ]; then
     if [ "$(id -u)" != 0 ] || ! have apt-get; then
         say "not installed, which needs apt-get as root:$packages"
@@ -70,7 +71,7 @@ if [ ! -d "$jars" ]; then
         say "getting Apache RocketMQ $ROCKETMQ_VERSION"
         rm -rf "$jars.new"
         if mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies \
-            "-Drocketmq.version=$ROCKETMQ_VERSION" "-DoutputDirectory=$jars.new" >&2
+            "-DoutputDirectory=$jars.new" >&2
         then
             mv "$jars.new" "$jars"
         else

@@ -17,6 +17,7 @@ from broker.forwarding import EXT_BORN_HOST
 from broker.half_messages import is_half
 from broker.intake import MessageIntake
 from broker.messages_command import SendIdentity
+from broker.processors.short_sends import ANSWER_FIELDS, ShortSends, packed_host, peer_host
 from broker.transaction_service import TransactionService
 from dledger.codes import (
     DEAD_LETTER_PREFIX,
@@ -36,15 +37,13 @@ from dledger.errors import (
     PermissionDeniedError,
     TopicNotFoundError,
 )
-from dledger.message import offset_message_id, pack_host, validate_topic
+from dledger.message import offset_message_id, validate_topic
 from dledger.model import TopicConfig
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import SendMessageHeader, SendMessageHeaderV2
 from dledger.remoting.server import Connection
 
-_BORN_HOST = "born_host"
 _FORWARDED_MARK = EXT_BORN_HOST.encode()
-_UNKNOWN_HOST = bytes(8)
 _Header = SendMessageHeader | SendMessageHeaderV2
 _WRITE = int(Permission.WRITE)
 _PRODUCER_ID_BYTES = 8
@@ -84,6 +83,7 @@ class SendProcessor:
         self._store_host = store_host
         self._redirect = redirect
         self._next_queue = 0
+        self.short = ShortSends(context, intake, store_host=store_host, fail=self._fail)
 
     def send(self, connection: Connection, command: Command) -> None:
         """Answers a send once its messages are committed and applied.
@@ -221,8 +221,7 @@ class SendProcessor:
                 "queueId": str(queue_id),
                 "queueOffset": str(half_offset),
                 "transactionId": key,
-                "MSG_REGION": "DefaultRegion",
-                "TRACE_ON": "true",
+                **ANSWER_FIELDS,
             }
             connection.reply(command, 0, ext)
 
@@ -316,29 +315,15 @@ def _identity(header: _Header) -> SendIdentity | None:
 def _born_host(connection: Connection, command: Command) -> bytes:
     """Returns the packed address of whoever made the message.
 
-    A follower that forwards a request says where it came from. IPv6 senders are stored as an
-    unspecified IPv4 address, because several clients cannot read anything else.
+    A follower that forwards a request says where it came from.
     """
     raw = command.raw_ext
     # Looked for in the raw bytes first: decoding all fields once more costs what sending does.
     if raw is None or _FORWARDED_MARK in bytes(raw):
         forwarded = command.ext.get(EXT_BORN_HOST)
         if forwarded:
-            return _pack(*forwarded.rpartition(":")[::2])
-    known = connection.context.get(_BORN_HOST)
-    if isinstance(known, bytes):
-        return known
-    packed = _pack(connection.peer_host, str(connection.peer_port))
-    connection.context[_BORN_HOST] = packed
-    return packed
-
-
-def _pack(ip: str, port: str) -> bytes:
-    try:
-        packed = pack_host(ip, int(port))
-    except (InvalidParameterError, ValueError):
-        return _UNKNOWN_HOST
-    return packed if len(packed) == 8 else _UNKNOWN_HOST
+            return packed_host(*forwarded.rpartition(":")[::2])
+    return peer_host(connection)
 
 
 def _receipt(ids: list[str], queue_id: int, queue_offset: int) -> dict[str, str]:
@@ -346,6 +331,5 @@ def _receipt(ids: list[str], queue_id: int, queue_offset: int) -> dict[str, str]
         "msgId": ",".join(ids),
         "queueId": str(queue_id),
         "queueOffset": str(queue_offset),
-        "MSG_REGION": "DefaultRegion",
-        "TRACE_ON": "true",
+        **ANSWER_FIELDS,
     }

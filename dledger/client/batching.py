@@ -17,8 +17,11 @@ Layout of a message in a batch body (big endian):
 from __future__ import annotations
 
 import asyncio
+import itertools
+import operator
 import struct
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +33,9 @@ from dledger.model import MessageQueue
 _HEAD = struct.Struct(">iiiii")
 _LENGTH = struct.Struct(">h")
 _FIXED_BYTES = _HEAD.size + _LENGTH.size
+_is_alone = operator.attrgetter("alone")
+_KEY_MARK = "UNIQ_KEY\x01"
+_KEY_BYTES = len(f"{_KEY_MARK}{'0' * 32}\x02")  # of the property; all keys are of one length
 
 # Properties that give one message a fate of its own; a batch has one fate.
 _ALONE_PROPERTIES = frozenset(
@@ -47,9 +53,9 @@ class Pending(msgspec.Struct):
 
     Attributes:
         future: What the caller awaits; a `list` of results if `keys` is set, else one result.
-        key: Unique key of the message; "" for a user-made batch.
+        key: Unique key of the message; "" for a user-made batch, and until `give_keys`.
         body: As stored; for a user-made batch the encoded elements.
-        properties: Encoded, "" for a user-made batch.
+        properties: Encoded, "" for a user-made batch; without the key until `give_keys`.
         keys: Unique keys of a user-made batch's messages.
         alone: Travels in a request of its own.
         pinned: Belongs to one queue (explicit or by shard key) and stays there.
@@ -73,21 +79,47 @@ class Pending(msgspec.Struct):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes it takes in a batch body."""
-        return _FIXED_BYTES + len(self.body) + len(self.properties)
+        """Bytes it takes in a batch body, its key included."""
+        key_bytes = 0 if self.key or self.keys else _KEY_BYTES
+        return _FIXED_BYTES + len(self.body) + len(self.properties) + key_bytes
+
+
+def give_keys(items: Sequence[Pending], new_keys: Callable[[int], list[str]]) -> None:
+    """Gives their unique keys to those that have none yet; they keep them for all attempts.
+
+    Args:
+        items: Messages, as they leave.
+        new_keys: Returns so many new keys.
+    """
+    bare = [item for item in items if not item.key and not item.keys]
+    if not bare:
+        return
+    keys = new_keys(len(bare))
+    # One text for all, cut into pieces of one length: half the cost of one after the other.
+    encoded = (_KEY_MARK + f"\x02{_KEY_MARK}".join(keys) + "\x02").encode()
+    at = 0
+    for item, key in zip(bare, keys, strict=True):
+        item.key = key
+        item.properties += encoded[at : at + _KEY_BYTES]
+        at += _KEY_BYTES
 
 
 def encode_elements(items: list[Pending]) -> bytes:
     """Returns the batch body of these messages; bodies are copied once."""
     pieces: list[bytes] = []
-    add = pieces.append
+    # Neighbours are often of one size: then their lengths are packed once.
+    shape = (-1, -1, 0)
+    head = length = b""
     for item in items:
         body, properties = item.body, item.properties
-        size = _FIXED_BYTES + len(body) + len(properties)
-        add(_HEAD.pack(size, 0, 0, item.flag, len(body)))
-        add(body)
-        add(_LENGTH.pack(len(properties)))
-        add(properties)
+        own = (len(body), len(properties), item.flag)
+        if own != shape:
+            shape = own
+            body_length, properties_length, flag = own
+            size = _FIXED_BYTES + body_length + properties_length
+            head = _HEAD.pack(size, 0, 0, flag, body_length)
+            length = _LENGTH.pack(properties_length)
+        pieces += (head, body, length, properties)
     return b"".join(pieces)
 
 
@@ -124,13 +156,21 @@ def take_batch(waiting: deque[Pending], *, count_max: int, bytes_max: int) -> li
 
     A message whose caller no longer waits (cancelled) is sent all the same.
     """
+    count = min(count_max, len(waiting))
+    first = list(itertools.islice(waiting, count))
+    # Nearly always all of them may: then no sizes are added up one by one.
+    size = sum([len(item.body) + len(item.properties) for item in first])
+    if size + count * (_FIXED_BYTES + _KEY_BYTES) <= bytes_max and not any(map(_is_alone, first)):
+        for _ in first:
+            waiting.popleft()
+        return first
     batch: list[Pending] = []
     size = 0
     while waiting and len(batch) < count_max:
         item = waiting[0]
         if item.alone and batch:
             break
-        size += _FIXED_BYTES + len(item.body) + len(item.properties)
+        size += item.size_bytes
         if size > bytes_max and batch:
             break
         batch.append(waiting.popleft())

@@ -14,9 +14,11 @@ from dledger.client.batching import (
     Pending,
     check_properties,
     encode_elements,
+    give_keys,
     wants_to_be_alone,
 )
 from dledger.client.config import ProducerConfig
+from dledger.codes import PROPERTIES_BYTES_MAX
 from dledger.errors import InvalidParameterError, MessageRejectedError
 from dledger.message import (
     RESERVED_PROPERTIES,
@@ -111,13 +113,43 @@ def refuse_delay(message: Message) -> None:
 class MessageEncoder:
     """Encodes messages for one producer. Each message gets its unique key here, once."""
 
-    def __init__(self, config: ProducerConfig, new_key: UniqueKeyGenerator) -> None:
+    def __init__(self, config: ProducerConfig, unique_keys: UniqueKeyGenerator) -> None:
         self._config = config
-        self._new_key = new_key
-        self._tags: dict[str, str] = {}  # tag -> its checked property text; bounded
+        self._unique_keys = unique_keys
+        self._tags: dict[str, bytes] = {}  # tag -> its checked property; bounded
+        # A body up to this size is neither refused nor compressed, and never too much for a batch.
+        self._plain_bytes_max = min(
+            config.message_bytes_max,
+            (config.compress_min_bytes or config.message_bytes_max + 1) - 1,
+            config.batch_bytes_max - 2 * PROPERTIES_BYTES_MAX,
+        )
 
     def encode(self, message: Message, future: asyncio.Future[Any]) -> Pending:
-        """Returns the message ready to travel.
+        """Returns the message ready to travel, but for its key: see `give_keys`.
+
+        Raises:
+            MessageRejectedError: Body too large, or a property that is not allowed. Nothing was
+                sent.
+        """
+        body = message.body
+        if (  # nearly every message: what `_encode_any` would do
+            type(body) is bytes
+            and len(body) <= self._plain_bytes_max
+            and not message.properties
+            and not message.keys
+            and not message.flag
+        ):
+            tags = self._tags.get(message.tags)
+            if tags is not None:
+                return Pending(future, "", body, tags)
+        return self._encode_any(message, future)
+
+    def give_keys(self, items: Sequence[Pending]) -> None:
+        """Gives messages that are about to leave their keys, unless they have them."""
+        give_keys(items, self._unique_keys.take)
+
+    def _encode_any(self, message: Message, future: asyncio.Future[Any]) -> Pending:
+        """Returns the message as `encode` does.
 
         Raises:
             MessageRejectedError: Body too large, or a property that is not allowed. Nothing was
@@ -169,35 +201,33 @@ class MessageEncoder:
                     f"a batch may have {self._config.message_bytes_max} bytes; send it in parts"
                 )
             elements.append(element)
+        self.give_keys(elements)
         keys = tuple(element.key for element in elements)
         return Pending(future, "", encode_elements(elements), b"", keys=keys, alone=True)
 
     def _properties(self, message: Message) -> tuple[str, bytes]:
+        """Returns key and properties; no key, and properties without one, if it comes later."""
         properties = message.properties
         if not properties and not message.keys:
-            key = self._new_key()
-            tags = message.tags
-            prefix = self._tags.get(tags)
-            if prefix is None:
-                prefix = self._tags_property(tags, key)
-            return key, f"{prefix}UNIQ_KEY\x01{key}\x02".encode()
+            tags = self._tags.get(message.tags)
+            return "", self._tags_property(message.tags) if tags is None else tags
         if properties and not _FORBIDDEN.isdisjoint(properties):
             names = sorted(_FORBIDDEN.intersection(properties))
             raise MessageRejectedError(f"property names {names} are reserved")
         merged = message_properties(message)
-        key = merged.get(Property.UNIQUE_KEY) or self._new_key()
+        key = merged.get(Property.UNIQUE_KEY) or self._unique_keys()
         merged[Property.UNIQUE_KEY] = key
         return key, encode_properties(merged)
 
-    def _tags_property(self, tags: str, key: str) -> str:
+    def _tags_property(self, tags: str) -> bytes:
         """Returns the property of a tag, which is checked here, once, with a key beside it."""
-        text = encode_properties({Property.TAGS: tags}).decode() if tags else ""
+        raw = encode_properties({Property.TAGS: tags}) if tags else b""
         # All keys are of one length. Without this a tag that only just fits by itself would make
         # the whole batch around it fail.
-        check_properties(f"{text}UNIQ_KEY\x01{key}\x02".encode())
+        check_properties(raw + encode_properties({Property.UNIQUE_KEY: "0" * 32}))
         if len(self._tags) < 1024:
-            self._tags[tags] = text
-        return text
+            self._tags[tags] = raw
+        return raw
 
     @staticmethod
     def _as_bytes(body: object) -> bytes:

@@ -119,9 +119,11 @@ class AsyncProducer(AsyncLifetime):
         self._tasks = TaskSet()
         self._idle = asyncio.Event()
         self._room = asyncio.Event()
+        self._full = False  # whether `_room` is cleared
         self._idle.set()
         self._room.set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._now = clock.monotonic  # that of the loop, once there is one
         self._closing = False
 
     def __repr__(self) -> str:
@@ -138,6 +140,7 @@ class AsyncProducer(AsyncLifetime):
             raise ClientClosedError("a closed producer cannot be started again; make a new one")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
+            self._now = self._loop.time
             await self._session.start()
             if self._tracer is not None:
                 self._tracer.start()
@@ -208,6 +211,7 @@ class AsyncProducer(AsyncLifetime):
             pending = self._encoder.encode(message, future)
             self._accept(message.topic, pending, queue, shard_key)
             if self._tracer is not None:
+                self._encoder.give_keys((pending,))
                 self._tracer.sending(message, pending.key, future)
         except DLedgerError as error:
             future.set_exception(error)
@@ -235,6 +239,7 @@ class AsyncProducer(AsyncLifetime):
         future: asyncio.Future[SendResult] = loop.create_future()
         try:
             pending = self._encoder.encode(message, future)
+            self._encoder.give_keys((pending,))
             pending.properties += encode_properties(extra)
             pending.sys_flag |= int(MessageFlag.TRANSACTION_PREPARED)
             pending.alone = True
@@ -285,6 +290,7 @@ class AsyncProducer(AsyncLifetime):
         loop = self._check_open()
         future: asyncio.Future[SendResult] = loop.create_future()
         pending = self._encoder.encode(delayed(message, delay, deliver_at), future)
+        self._encoder.give_keys((pending,))
         future.cancel()
         topic = self._topic(message.topic)
         route = await self._session.route(
@@ -427,7 +433,7 @@ class AsyncProducer(AsyncLifetime):
         topic = self._topics.get(name) or self._topic(name)
         if queue is not None and shard_key is not None:
             raise InvalidParameterError("give a queue or a shard key, not both")
-        if self._room.is_set():
+        if not self._full:
             self._admit(topic, pending, queue, shard_key)
             return
         if len(self._overflow) >= self.config.waiting_max:
@@ -437,21 +443,22 @@ class AsyncProducer(AsyncLifetime):
     def _admit(
         self, topic: TopicLines, pending: Pending, queue: Target, shard_key: str | None
     ) -> None:
-        loop = self._running_loop
-        pending.deadline = loop.time() + self.config.send_timeout_s
-        topic.place(pending, queue, shard_key)
         config = self.config
-        self._in_flight += 1
-        self._in_flight_bytes += len(pending.body)
-        if (
-            self._in_flight >= config.in_flight_max
-            or self._in_flight_bytes >= config.in_flight_bytes_max
-        ):
+        pending.deadline = self._now() + config.send_timeout_s
+        if queue is None and shard_key is None:
+            topic.line.append(pending)
+        else:
+            topic.place(pending, queue, shard_key)
+        count = self._in_flight = self._in_flight + 1
+        size = self._in_flight_bytes = self._in_flight_bytes + len(pending.body)
+        if count >= config.in_flight_max or size >= config.in_flight_bytes_max:
+            self._full = True
             self._room.clear()
-        if not self._dirty:
+        dirty = self._dirty
+        if not dirty:
             self._idle.clear()
-            loop.call_soon(self._flush)
-        self._dirty[topic.name] = None
+            self._running_loop.call_soon(self._flush)
+        dirty[topic.name] = None
 
     def _flush(self) -> None:
         """Runs once at the end of a loop turn that brought messages."""
@@ -468,13 +475,15 @@ class AsyncProducer(AsyncLifetime):
             topic.resolving = True
             self._tasks.spawn(self._resolve(topic), f"route of {topic.name}")
         config = self.config
-        for lane in topic.pinned_lanes():
+        for lane in topic.take_ready():
             batch = take_batch(
                 lane.waiting, count_max=config.batch_messages_max, bytes_max=config.batch_bytes_max
             )
             self._start(topic, lane, batch)
         while topic.line:
-            lanes = topic.free_lanes(self._sender.is_quick, self._session.has_leader)
+            # More lanes than this would get nothing of what waits.
+            useful = -(-len(topic.line) // config.batch_messages_min)
+            lanes = topic.free_lanes(useful, self._sender.is_quick, self._session.has_leader)
             if not lanes:
                 return
             share = share_count(
@@ -524,6 +533,7 @@ class AsyncProducer(AsyncLifetime):
 
     def _start(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
         lane.busy = True
+        self._encoder.give_keys(batch)
         self._tasks.spawn(self._run(topic, lane, batch), f"send {topic.name}/{lane.queue.queue_id}")
 
     async def _run(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
@@ -543,7 +553,7 @@ class AsyncProducer(AsyncLifetime):
                 topic.put_back(lane, outcome.again)
             else:
                 put_back(topic.line, outcome.again)
-        lane.busy = False
+        topic.settled(lane)
         self._sent += outcome.sent
         self._failed += total_messages(outcome.done) - outcome.sent
         self._release(outcome.done)
@@ -560,15 +570,15 @@ class AsyncProducer(AsyncLifetime):
     def _release(self, items: list[Pending]) -> None:
         config = self.config
         self._in_flight -= len(items)
-        for item in items:
-            self._in_flight_bytes -= len(item.body)
+        self._in_flight_bytes -= sum([len(item.body) for item in items])
         if (
             self._in_flight < config.in_flight_max
             and self._in_flight_bytes < config.in_flight_bytes_max
         ):
+            self._full = False
             self._room.set()
         overflow = self._overflow
-        while overflow and self._room.is_set():
+        while overflow and not self._full:
             self._admit(*overflow.popleft())
         if not self._in_flight:
             self._idle.set()

@@ -8,7 +8,7 @@ from dledger.message import ReceivedMessage
 from dledger.model import MessageQueue, PullStatus, SendStatus
 
 
-class SendResult(msgspec.Struct, frozen=True):
+class SendResult(msgspec.Struct, frozen=True, gc=False):
     """A message that the cluster has stored.
 
     Attributes:

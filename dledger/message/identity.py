@@ -149,6 +149,26 @@ class UniqueKeyGenerator:
             value -= self._month_start_ms << 16
             return f"{self._prefix}{value & 0xFFFFFFFFFFFF:012X}"
 
+    def take(self, count: int) -> list[str]:
+        """Returns the next keys: those that so many calls would return at this moment.
+
+        Args:
+            count: How many; 0 or more.
+        """
+        now_ms = self._now_ms()
+        with self._lock:
+            first = max(self._last + 1, now_ms << 16)
+            last = first + count - 1
+            if last >> 16 == first >> 16 and last >> 16 < self._month_stop_ms:
+                # All of one millisecond: only the counter differs.
+                self._last = last
+                first -= self._month_start_ms << 16
+                head = f"{self._prefix}{first >> 16 & 0xFFFFFFFF:08X}"
+                first &= 0xFFFF
+                counters = struct.pack(f">{count}H", *range(first, first + count)).hex().upper()
+                return [head + counters[at : at + 4] for at in range(0, 4 * count, 4)]
+        return [self() for _ in range(count)]
+
     def _begin_month(self, now_ms: int) -> None:
         now = time.localtime(now_ms // 1000)
         year, month = now.tm_year, now.tm_mon

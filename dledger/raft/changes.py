@@ -151,8 +151,11 @@ class Changes:
 
     def advance(self) -> None:
         """Promotes a learner that has caught up, if nothing else is under way. On every tick."""
+        if not self._node.is_serving:
+            self._rounds.clear()
+            return
         configuration = self._engine.configuration()
-        if not configuration.learners or not self._node.is_serving:
+        if not configuration.learners:
             self._rounds.clear()
             return
         now = self._clock.monotonic()

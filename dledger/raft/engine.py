@@ -153,7 +153,7 @@ class Engine(CatchUp):
         engine_clock.set(self._clock)
         self._applyCommand(command, None)
         before = self._log.last_index
-        self._checkCommandsToApply()
+        super()._checkCommandsToApply()
         invariant(self._log.last_index == before + 1, "a proposal was not appended")
         self._log.request_sync()
         for peer in self._targets.values():
@@ -558,6 +558,9 @@ class Engine(CatchUp):
 
     def _SyncObj__onNodeDisconnected(self, node: Node) -> None:
         self._SyncObj__connectedNodes.discard(node)
+
+    def _checkCommandsToApply(self) -> None:
+        """On every tick; but `propose` leaves nothing waiting in the library's queue."""
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """The log is compacted by whole segments elsewhere, never by the library."""

@@ -79,7 +79,9 @@ _decode = msgspec.msgpack.Decoder(dict[str, Any]).decode
 def encode_message(message: dict[str, Any]) -> list[Buffer]:
     """Returns the frame as buffers to be written one after the other; records are not copied."""
     records: Sequence[Buffer] = message.get("records", ())
-    header = _encode({key: value for key, value in message.items() if key != "records"})
+    if "records" in message:
+        message = {key: value for key, value in message.items() if key != "records"}
+    header = _encode(message)
     size = 2 + len(header) + sum(map(len, records))
     if size > RAFT_FRAME_BYTES_MAX:
         raise FrameTooLargeError(size, RAFT_FRAME_BYTES_MAX)
@@ -100,8 +102,7 @@ def decode_message(header: Buffer, payload: bytes) -> dict[str, Any]:
     if fields is None:
         raise RemoteProtocolError(f"unknown Raft message type {message.get('type')!r}")
     for name, type_ in fields.items():
-        value = message.get(name)
-        if not isinstance(value, type_) or (type_ is int and (value is True or value is False)):
+        if type(message.get(name)) is not type_:  # nor a bool for an int
             raise RemoteProtocolError(f"Raft message {message['type']}: bad field {name}")
     message["payload"] = payload
     return message

@@ -128,6 +128,8 @@ class RaftNode(SnapshotHost):
         self._transfer: Transfer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._tick_at = 0.0  # never before the timer's time, which looks again
         self._tick_scheduled = False
         self._stopped = False
         self._serving_term: int | None = None
@@ -520,9 +522,24 @@ class RaftNode(SnapshotHost):
         if self._loop is None or self._stopped:
             return
         delay = self._engine.next_deadline() - self._clock.monotonic()
-        delay = min(max(delay, TICK_MIN_S), TICK_MAX_S)
+        self._tick_at = self._loop.time() + min(max(delay, TICK_MIN_S), TICK_MAX_S)
+        # Ticks come by the thousand, and nearly all of them only put the next one off: the timer
+        # is left alone then.
+        if self._timer is None or self._tick_at < self._timer_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
         self._disarm()
-        self._timer = self._loop.call_later(delay, self._tick)
+        if self._loop is not None:
+            self._timer_at = self._tick_at
+            self._timer = self._loop.call_at(self._tick_at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._loop is not None and self._tick_at - self._loop.time() > TICK_MIN_S:
+            self._set_timer()
+        else:
+            self._tick()
 
     def _follow_leadership(self) -> None:
         """Tells the listeners what changed."""

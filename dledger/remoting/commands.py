@@ -124,13 +124,18 @@ class Command(msgspec.Struct):
         return _convert_header(self.ext, type_)
 
 
-class _JsonHeader(msgspec.Struct):
+class JsonHeader(msgspec.Struct):
+    """What every JSON header has beside its extension fields."""
+
     code: Int32 = 0
     flag: Int32 = 0
     language: str | None = None
     opaque: Int32 = 0
     remark: str | None = None
     version: int = 0
+
+
+class _AnyHeader(JsonHeader):
     ext_fields: msgspec.Raw = msgspec.field(name="extFields", default=_NO_FIELDS)
 
 
@@ -140,7 +145,7 @@ _HOT_HEADER = (
     b',"serializeTypeCurrentRPC":"JSON","version":%d}'
 ) % (LANGUAGE.encode(), PROTOCOL_VERSION)
 
-_JSON_HEADER = msgspec.json.Decoder(_JsonHeader, strict=False)
+_JSON_HEADER = msgspec.json.Decoder(_AnyHeader, strict=False)
 
 
 def decode_command(frame: Frame) -> Command:

@@ -26,7 +26,7 @@ HEADER_BINARY = 1
 
 _PREFIX = struct.Struct(">II")
 _TOTAL = struct.Struct(">I")
-_PREFIX_SIZE = _PREFIX.size
+FRAME_PREFIX_BYTES = _PREFIX.size
 _HEADER_LENGTH_MAX = 0xFFFFFF
 
 
@@ -76,48 +76,65 @@ class FrameDecoder:
     def next_frame(self) -> Frame | None:
         """Returns the next whole frame, or `None` if more bytes are needed.
 
-        Raises:
+        Raises: as `next_frames`.
+        """
+        frames = self.next_frames(1)
+        return frames[0] if frames else None
+
+    def next_frames(self, count_max: int) -> list[Frame]:
+        """Returns the next whole frames, at most so many; none if more bytes are needed.
+
+        Raises, if no good frame stands before the bad one:
             FrameTooLargeError: The announced length exceeds the limit.
             RemoteProtocolError: The lengths disagree or the header type is unknown.
         """
-        while True:
-            data = self._data
-            at = self._at
-            have = len(data) - at
-            if have >= _PREFIX_SIZE:
-                total, word = _PREFIX.unpack_from(data, at)
+        frames: list[Frame] = []
+        data, at = self._data, self._at
+        end = len(data)
+        unpack, total_max, add = _PREFIX.unpack_from, self._frame_bytes_max, frames.append
+        while len(frames) < count_max:
+            wanted = 4
+            if end - at >= FRAME_PREFIX_BYTES:
+                total, word = unpack(data, at)
                 header_length = word & _HEADER_LENGTH_MAX
-                if total > self._frame_bytes_max:
-                    raise FrameTooLargeError(total, self._frame_bytes_max)
-                if header_length > total - 4:
-                    raise RemoteProtocolError(
-                        f"frame of {total} bytes announces a header of {header_length}"
-                    )
-                if word >> 24 > HEADER_BINARY:
-                    raise RemoteProtocolError(f"unknown header type {word >> 24}")
+                if total > total_max or header_length > total - 4 or word >> 24 > HEADER_BINARY:
+                    if frames:
+                        break
+                    raise self._error(total, word)
+                body_at = at + FRAME_PREFIX_BYTES + header_length
                 wanted = total + 4
-                if have >= wanted:
-                    header_at = at + _PREFIX_SIZE
-                    body_at = header_at + header_length
-                    stop = at + wanted
-                    if stop == len(data):
-                        self._data = b""
-                        self._at = 0
-                    else:
-                        self._at = stop
-                    return Frame(word >> 24, data[header_at:body_at], data[body_at:stop])
-            elif have >= 4:
+                if end - at >= wanted:
+                    start = at + FRAME_PREFIX_BYTES
+                    at += wanted
+                    add(Frame(word >> 24, data[start:body_at], data[body_at:at]))
+                    continue
+            elif end - at >= 4:
                 (total,) = _TOTAL.unpack_from(data, at)
-                if total > self._frame_bytes_max:
-                    raise FrameTooLargeError(total, self._frame_bytes_max)
-                if total < 4:
-                    raise RemoteProtocolError(f"frame of {total} bytes cannot hold a header")
-                wanted = _PREFIX_SIZE
-            else:
-                wanted = 4
-            if have + self._held < wanted or not self._pieces:
-                return None
+                if not 4 <= total <= total_max:
+                    if frames:
+                        break
+                    raise self._error(total, 0)
+                wanted = FRAME_PREFIX_BYTES
+            if frames or not self._pieces or end - at + self._held < wanted:
+                break
+            self._at = at
             self._join()
+            data, at = self._data, 0
+            end = len(data)
+        self._data, self._at = (data, at) if at < end else (b"", 0)
+        return frames
+
+    def _error(self, total: int, word: int) -> RemoteProtocolError:
+        """Returns what is wrong with the beginning of a frame."""
+        if total > self._frame_bytes_max:
+            return FrameTooLargeError(total, self._frame_bytes_max)
+        if total < 4:
+            return RemoteProtocolError(f"frame of {total} bytes cannot hold a header")
+        if word & _HEADER_LENGTH_MAX > total - 4:
+            return RemoteProtocolError(
+                f"frame of {total} bytes announces a header of {word & _HEADER_LENGTH_MAX}"
+            )
+        return RemoteProtocolError(f"unknown header type {word >> 24}")
 
     def _join(self) -> None:
         rest = memoryview(self._data)[self._at :]
@@ -146,6 +163,12 @@ def frame_prefix(header_length: int, body_length: int, header_type: int = HEADER
     if total > FRAME_BYTES_MAX or header_length > _HEADER_LENGTH_MAX:
         raise LocalProtocolError(f"frame of {total} bytes exceeds the limit of {FRAME_BYTES_MAX}")
     return _PREFIX.pack(total, header_type << 24 | header_length)
+
+
+def encode_frames(headers: Iterable[bytes]) -> bytes:
+    """Returns frames without a body that have these JSON headers, short ones."""
+    pack = _PREFIX.pack
+    return b"".join([pack(4 + len(each), len(each)) + each for each in headers])
 
 
 def decode_frames(data: bytes, frame_bytes_max: int = FRAME_BYTES_MAX) -> Iterable[Frame]:

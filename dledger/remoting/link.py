@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from dledger.errors import (
 )
 from dledger.remoting.commands import Command, Ext, decode_command, encode_ext, encode_head
 from dledger.remoting.errors import error_answer
-from dledger.remoting.frames import FrameDecoder
+from dledger.remoting.frames import Frame, FrameDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ Body = Buffer | Sequence[Buffer]
 
 _RESPONSE = int(CommandFlag.RESPONSE)
 _ONEWAY = int(CommandFlag.ONEWAY)
+_FRAMES_AT_ONCE = 128  # cut from the stream before the first of them is looked at
 _JOIN_BYTES_MAX = 64 * 1024  # up to here copying is cheaper than many small buffers
 
 
@@ -61,6 +63,7 @@ class Link(asyncio.Protocol):
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder(limits.frame_bytes_max)
+        self._frames: deque[Frame] = deque()  # cut from the stream, not handed on yet
         self._transport: asyncio.Transport | None = None
         self._closing = False
         self._lost = self._loop.create_future()
@@ -70,6 +73,7 @@ class Link(asyncio.Protocol):
         self._write_paused = False
         self._read_paused = False
         self._read_stopped = False
+        self._takes_runs = False  # whether `_take_run` is worth calling
         self._heard = True  # something was read since the last look at idle connections
         self._opaque = 0
         self._waiters: dict[int, asyncio.Future[Command]] = {}
@@ -236,6 +240,10 @@ class Link(asyncio.Protocol):
         """Takes a request of the peer."""
         raise NotImplementedError
 
+    def _take_run(self, frames: deque[Frame]) -> bool:
+        """Takes requests from the front that need not become commands; whether it took any."""
+        return False
+
     def _on_lost(self) -> None:
         """Is told once that the connection is gone."""
 
@@ -300,6 +308,7 @@ class Link(asyncio.Protocol):
             waiter.set_exception(error)
         self._out.clear()
         self._out_bytes = 0
+        self._frames.clear()
         if not self._lost.done():
             self._lost.set_result(None)
         self._on_lost()
@@ -308,13 +317,16 @@ class Link(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Hands on all whole frames, as long as more requests can be taken."""
-        decoder = self._decoder
+        decoder, frames = self._decoder, self._frames
         try:
             while self._may_read() and not self._closing and not self._read_stopped:
-                frame = decoder.next_frame()
-                if frame is None:
-                    break
-                command = decode_command(frame)
+                if not frames:
+                    frames.extend(decoder.next_frames(_FRAMES_AT_ONCE))
+                    if not frames:
+                        break
+                if self._takes_runs and self._take_run(frames):
+                    continue
+                command = decode_command(frames.popleft())
                 if command.flag & _RESPONSE:
                     waiter = self._waiters.get(command.opaque)
                     if waiter is not None and not waiter.done():
@@ -368,16 +380,19 @@ class Link(asyncio.Protocol):
         single = isinstance(body, (bytes, bytearray, memoryview))
         size = len(body) if single else sum(map(len, body))  # type: ignore[arg-type]
         head = encode_head(code, opaque, flag, ext_json, size, remark)
+        pieces: Sequence[Buffer] = ()
+        if size:
+            pieces = (body,) if single else body  # type: ignore[assignment]
+        self._write(head, pieces, len(head) + size)
+
+    def _write(self, head: Buffer, pieces: Sequence[Buffer], size: int) -> None:
+        """Adds whole frames, of so many bytes in all, to what leaves at the end of the turn."""
         out = self._out
         if not out:
             self._loop.call_soon(self._flush)
         out.append(head)
-        if single:
-            if size:
-                out.append(body)  # type: ignore[arg-type]
-        else:
-            out.extend(body)  # type: ignore[arg-type]
-        self._out_bytes += len(head) + size
+        out.extend(pieces)
+        self._out_bytes += size
         if self._out_bytes >= self._high_water_bytes:
             self._flush()  # a sender that never lets the loop run must still meet back-pressure
 

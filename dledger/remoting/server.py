@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -12,6 +14,7 @@ from dledger.codes import EXT_OUTCOME, FRAME_BYTES_MAX, OUTCOME_REFUSED, Respons
 from dledger.errors import ConfigError, InvariantError
 from dledger.listening import close_listener
 from dledger.remoting.commands import Command
+from dledger.remoting.frames import Frame
 from dledger.remoting.link import Link, LinkLimits
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ class Connection(Link):
         self._inflight_bytes = 0
         self._inflight_max = server.config.inflight_max
         self._silent_looks = 0
+        self._takes_runs = True
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self.peer} inflight={self._inflight}>"
@@ -98,13 +102,41 @@ class Connection(Link):
     def _may_read(self) -> bool:
         return self._inflight < self._inflight_max and not self._write_paused
 
+    def room(self) -> tuple[int, int]:
+        """Returns how many requests more may be taken, and how many bytes in their bodies."""
+        server = self._server
+        return (
+            self._inflight_max - self._inflight,
+            server.config.inflight_bytes_max - server.inflight_bytes,
+        )
+
+    def took(self, count: int, size_bytes: int) -> None:
+        """Notes that a `TakeRun` has taken requests with so many bytes in their bodies."""
+        self._inflight += count
+        self._inflight_bytes += size_bytes
+        self._server.inflight += count
+        self._server.inflight_bytes += size_bytes
+
+    def reply_run(self, answers: bytes, count: int, size_bytes: int) -> None:
+        """Answers requests that a `TakeRun` has taken; does nothing on a closed connection.
+
+        Args:
+            answers: Whole frames.
+            count: Of requests.
+            size_bytes: Of their bodies.
+        """
+        if not self._closing:
+            self._write(answers, (), len(answers))
+        self._release(count, size_bytes)
+
+    def _take_run(self, frames: deque[Frame]) -> bool:
+        take_run = self._server.take_run
+        return take_run is not None and take_run(self, frames)
+
     def _on_request(self, command: Command) -> None:
         size = len(command.body)
-        self._inflight += 1
-        self._inflight_bytes += size
+        self.took(1, size)
         server = self._server
-        server.inflight += 1
-        server.inflight_bytes += size
         if server.inflight_bytes > server.config.inflight_bytes_max and size:
             remark = f"[OVERLOAD] {server.inflight_bytes} bytes of requests are under way"
             self.reply(command, ResponseCode.SYSTEM_BUSY, {EXT_OUTCOME: OUTCOME_REFUSED}, remark)
@@ -127,12 +159,14 @@ class Connection(Link):
             self._finished(command)
 
     def _finished(self, command: Command) -> None:
+        self._release(1, len(command.body))
+
+    def _release(self, count: int, size_bytes: int) -> None:
         if self._lost.done():
             return  # `_on_lost` has given back everything
-        size = len(command.body)
-        self._inflight -= 1
-        self._inflight_bytes -= size
-        self._server._released(1, size)
+        self._inflight -= count
+        self._inflight_bytes -= size_bytes
+        self._server._released(count, size_bytes)
         if self._read_paused:
             self._update_reading()
 
@@ -141,12 +175,19 @@ class Connection(Link):
         self._server._released(self._inflight, self._inflight_bytes)
 
 
+# Takes requests that it knows a short way for from the front of what has come; whether it took
+# any. It calls `Connection.took` for them, and answers each later, by `reply_run` or as a command.
+# The others come to the handler.
+TakeRun = Callable[[Connection, deque[Frame]], bool]
+
+
 class RemotingServer:
     """Listens, and hands requests to a handler."""
 
     def __init__(self, handler: Handler, config: ServerConfig | None = None) -> None:
         self.handler = handler
         self.config = config or ServerConfig()
+        self.take_run: TakeRun | None = None
         self.inflight = 0  # requests taken and not answered, over all connections
         self.inflight_bytes = 0  # of their bodies
         self._connections: dict[int, Connection] = {}

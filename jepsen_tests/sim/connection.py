@@ -38,6 +38,7 @@ class Pipe:
         self.target = target
         self.link = network.links[pair]
         self.reverse = network.links[pair[1], pair[0]]
+        self.traffic = network.traffic.setdefault(pair, [0, 0])
         self.queue: deque[tuple[float, bytes]] = deque()
         self.arrival = 0.0
         self.unread = 0  # bytes sent and not consumed on the other side
@@ -298,11 +299,12 @@ class Endpoint(asyncio.Transport):
                 continue
             network = self.network
             network.note(data)
-            network.delivered_bytes += len(data)
-            traffic = network.traffic.setdefault(self.peer.out.pair, [0, 0])
+            size = len(data)
+            network.delivered_bytes += size
+            traffic = self.peer.out.traffic
             traffic[0] += 1
-            traffic[1] += len(data)
-            self._consumed(len(data))
+            traffic[1] += size
+            self._consumed(size)
             if self._closing:
                 continue
             try:

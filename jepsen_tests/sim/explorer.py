@@ -16,7 +16,7 @@ from typing import Any
 
 from jepsen_tests.history import HistoryWriter, Meta
 from jepsen_tests.sim.controls import CONTROLS
-from jepsen_tests.sim.plan import make_plan
+from jepsen_tests.sim.plan import aim, make_plan
 from jepsen_tests.sim.scenario import Layer, Result, Settings, run_plan
 
 # Chunks and seeds in each on their way to the workers: enough to keep them busy, few enough to
@@ -219,6 +219,8 @@ def run_seed(job: Job, seed: int, write_trace: Callable[[str], None] | None = No
     if job.control is not None:
         CONTROLS[job.control].plant(settings)
     plan = make_plan(seed, replicas=job.replicas, seconds=job.seconds)
+    if job.layer == "raft":
+        plan = aim(plan)
     if job.control is not None:
         plan = replace(plan, changes_gap_s=0.0)  # what finds them is stated for these plans
     return run_plan(plan, settings)

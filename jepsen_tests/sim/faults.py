@@ -238,6 +238,10 @@ class Chaos:
         """A deposed leader leads again, while what it was told before still arrives."""
         self._begin(self._return_steps())
 
+    def _doubt(self, _host: Host) -> None:
+        """A replica does not know of its entries which are committed and which nobody wants."""
+        self._begin(self._doubt_steps())
+
     def _begin(self, steps: Coroutine[Any, Any, None]) -> None:
         """Runs a schedule, one at a time."""
         if self._schedule is None or self._schedule.done():
@@ -320,6 +324,41 @@ class Chaos:
         await self._beats(1.0, 8.0)
         self._fault("heal", "after a return")
         world.network.calm()
+
+    async def _doubt_steps(self) -> None:
+        random, world = self._random, self._world
+        leader = world.leader()
+        if leader is None:
+            return
+        tail = random.choice((20, 40))
+        self._fault("doubt", f"{leader.name} with a tail of {tail}")
+        # Everybody has these, but nobody's disk does: they are not committed yet.
+        beat_s = world.plan.heartbeat_ms / 1000
+        for host in world.hosts.values():
+            host.disk.extra_sync_s = 4 * beat_s
+        world.flood(leader, random.choice((15, 30)))
+        await self._beats(1.0, 2.0)
+        # Nobody else gets these, nor does this one hear that the others were committed after all.
+        rest = [name for name in self._names() if name != leader.name]
+        self._cut_between([leader.name], rest)
+        world.flood(leader, tail)
+        for host in world.hosts.values():
+            host.disk.extra_sync_s = 0.0
+        await self._beats(10.0, 16.0)
+        new = world.leader()
+        if new is not None and new is not leader:
+            world.flood(new, 2 * tail)
+            await self._beats(1.0, 3.0)
+            if random.random() < 0.5:  # then a snapshot has to tell
+                for name in rest:
+                    if serves(world.hosts[name]):
+                        world.hosts[name].app.compact(0)
+        # What waits in the connections would tell it in order, the tail's end first.
+        for name in rest:
+            world.network.reset_connections(leader.name, name)
+        self._fault("heal", "after a doubt")
+        world.network.heal()
+        await self._beats(4.0, 8.0)
 
     # --- disks and clocks --------------------------------------------------------------------
 

@@ -241,8 +241,7 @@ class Network:
 
     def note(self, data: bytes) -> None:
         """Makes a delivery part of the run's fingerprint."""
-        self.digest.update(b"%a" % self.loop.time())
-        self.digest.update(data)
+        self.digest.update(b"%a%b" % (self.loop.time(), data))
 
     def _port(self) -> int:
         self._next_port += 1

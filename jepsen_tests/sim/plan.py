@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 FAULTS = (
@@ -36,6 +36,11 @@ FAULTS = (
     "pile-up",
     "return",
 )
+
+# Schedules for which everything has to come together. They are drawn apart (`aim`), so that a seed
+# has the other faults that it would have without them.
+AIMED = "doubt"
+AIMED_SHARE = 0.25
 
 FEATURES = ("offsets", "transactions", "delays", "group")
 
@@ -119,4 +124,19 @@ def make_plan(
         features=tuple(name for name in FEATURES if random.random() < 0.3),
         # Of its own, so that a seed's other faults are what they were before.
         changes_gap_s=Random(f"changes/{seed}").choice((0.0, 0.0, 1.0, 4.0)),
+    )
+
+
+def aim(plan: Plan) -> Plan:
+    """Returns the plan with the schedule `doubt` beside its faults, for some of the seeds.
+
+    That needs clients that can flood a leader: those of the raft layer. Appends are short then, so
+    that a replica hears of what is committed before it has all of it.
+    """
+    if not plan.weights or Random(f"aim/{plan.seed}").random() >= AIMED_SHARE:
+        return plan
+    return replace(
+        plan,
+        weights={**plan.weights, AIMED: sum(plan.weights.values())},
+        append_bytes_max=min(plan.append_bytes_max, 20_000),
     )

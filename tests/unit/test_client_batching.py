@@ -34,7 +34,10 @@ def encoder(**settings: int) -> MessageEncoder:
 def encode(message: Message, **settings: int) -> Pending:
     loop = asyncio.new_event_loop()
     try:
-        return encoder(**settings).encode(message, loop.create_future())
+        maker = encoder(**settings)
+        item = maker.encode(message, loop.create_future())
+        maker.give_keys([item])
+        return item
     finally:
         loop.close()
 

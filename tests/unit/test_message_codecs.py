@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import zlib
 
 import lz4.frame
@@ -292,6 +294,21 @@ def test_unique_keys_count_milliseconds_of_the_local_month():
 def test_unique_keys_survive_a_counter_overflow_within_a_millisecond():
     keys = m.UniqueKeyGenerator(ManualClock(), pid=1, ip="127.0.0.1")
     assert len({keys() for _ in range(70_000)}) == 70_000
+
+
+def test_many_unique_keys_are_those_of_many_calls():
+    """Over the end of a counter, of a month, and with a clock that goes back."""
+    start = int(time.mktime((2024, 2, 29, 23, 59, 59, 0, 0, -1)) * 1000) + 990
+    clocks = [ManualClock(wall_ms=start) for _ in range(2)]
+    one, many = (
+        m.UniqueKeyGenerator(clock, pid=1, ip="127.0.0.1", random_bytes=random.Random(7).randbytes)
+        for clock in clocks
+    )
+    for step, count in ((0, 0), (0, 1), (0, 300), (0.002, 70_000), (-5, 2000), (0.02, 500)):
+        for clock in clocks:
+            clock.advance(step)
+        assert many.take(count) == [one() for _ in range(count)]
+        assert many() == one()
 
 
 def test_unique_keys_differ_between_processes_by_default():

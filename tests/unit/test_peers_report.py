@@ -1,7 +1,5 @@
 """From samples of the comparison with other brokers to its lines and its table."""
 
-import pytest
-
 from benchmarks.peers import report
 from benchmarks.peers.report import Results, Sample
 
@@ -44,15 +42,3 @@ def test_the_table_has_a_column_per_peer_and_a_dash_where_nothing_was_measured()
 
 def test_a_run_without_any_result_is_a_table_too() -> None:
     assert report.markdown([], ["a: cannot run here: x"]).endswith("* a: cannot run here: x")
-
-
-def test_the_table_takes_the_place_of_the_one_before() -> None:
-    page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    once = report.placed(page, "new")
-    assert once == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
-    assert report.placed(once, "newer") == once.replace("new", "newer")
-
-
-def test_a_page_without_marks_is_left_alone() -> None:
-    with pytest.raises(ValueError, match="peers: begin"):
-        report.placed("a page", "new")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from dledger.errors import (
     NotLeaderError,
 )
 from dledger.model import Role
+from dledger.raft.node import TICK_MAX_S
 from tests.support.raft_group import RaftGroup
 from tests.support.virtual_loop import run_virtual
 
@@ -348,5 +350,37 @@ def test_state_ahead_of_the_log_is_refused() -> None:
         group.machines["r0"].applied_index = 99
         with pytest.raises(InvariantError):
             await group.start()
+
+    run_virtual(main())
+
+
+def test_a_tick_that_only_puts_the_next_one_off_leaves_the_timer_alone() -> None:
+    async def main() -> None:
+        group = RaftGroup(3)
+        await group.start()
+        leader = await group.serving_leader()
+        counts = {"tick": 0, "timer": 0}
+
+        def counted(name: str, call: Any) -> Any:
+            def count() -> None:
+                counts[name] += 1
+                call()
+
+            return count
+
+        for node in group.nodes.values():
+            node._tick = counted("tick", node._tick)  # type: ignore[method-assign]
+            node._set_timer = counted("timer", node._set_timer)  # type: ignore[method-assign]
+        for number in range(300):
+            await group.put(b"%d" % number)
+        assert counts["timer"] < counts["tick"] / 4, counts
+        # But nobody sleeps for longer than before.
+        before = dict(counts)
+        await asyncio.sleep(10 * TICK_MAX_S)
+        assert counts["timer"] - before["timer"] >= 30, (before, counts)
+        assert counts["tick"] - before["tick"] >= 30, (before, counts)
+        group.crash(leader.replica_id)
+        await group.put(b"by another leader")
+        await group.stop()
 
     run_virtual(main())

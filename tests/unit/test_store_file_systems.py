@@ -175,6 +175,28 @@ class Work:
             raise self.error
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_was_written_and_resized_before_a_sync_survives(seed: int, tmp_path: Path) -> None:
+    random, fs = Random(seed), SimulatedFileSystem()
+    path = tmp_path / "file"
+    file = fs.create(path, random.choice((0, 100)))
+    fs.sync_directory(tmp_path)
+    for _ in range(40):
+        action = random.random()
+        if action < 0.6:
+            written = random.randbytes(random.randrange(1, 30))
+            fs.write(file, random.randrange(fs.size(file) + 1), [written])
+        elif action < 0.8:
+            fs.truncate(file, random.randrange(150))
+        else:
+            fs.sync(file)
+    fs.sync(file)
+    before = fs.content(path)
+    fs.write(file, 0, [b"perhaps"])
+    after = fs.power_loss(random).content(path)
+    assert after[7:] == before[7:]
+
+
 def test_the_thread_works_and_reports_on_the_loop() -> None:
     async def scenario() -> None:
         source, worker = Source(), ThreadSyncWorker(idle_after_s=0.01)

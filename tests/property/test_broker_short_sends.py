@@ -1,0 +1,396 @@
+"""The short way of ordinary sends stores and answers the same bytes as the general one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from broker.appender import Appender, AppenderConfig
+from broker.config import TimersSection
+from broker.delays import Delays
+from broker.dispatcher import Dispatcher, Place, Route
+from broker.gate import WriteGate
+from broker.intake import MessageIntake
+from broker.processors.send import SendProcessor
+from broker.quotas import Quotas
+from broker.state_machine import MessagesApplied
+from broker.statistics import Statistics
+from dledger.clock import ManualClock
+from dledger.errors import FlowControlError, LeadershipLostError, MessageRejectedError
+from dledger.message import encode_batch_element, pack_host
+from dledger.model import GroupConfig, TopicConfig
+from dledger.remoting.commands import encode_binary
+from dledger.remoting.frames import decode_frames, encode_frame
+from dledger.remoting.server import RemotingServer, ServerConfig
+
+TOPICS = (
+    TopicConfig(name="t", topic_id=1, read_queue_count=4, write_queue_count=2),
+    TopicConfig(name="a topic of 128 or more bytes".ljust(130, "x"), topic_id=2),
+    TopicConfig(name="readonly", topic_id=3, permission=4),
+    TopicConfig(name="%RETRY%g", topic_id=4),
+    TopicConfig(name="limited", topic_id=5, attributes={"quota.messages_per_second": "0.001"}),
+    TopicConfig(name="TBW102", topic_id=6),
+)
+SEEDS = 400
+HOST = pack_host("10.0.0.1", 10911)
+
+
+class Raft:
+    """Commits, or does not, when told to."""
+
+    term, leader_id, is_serving, pending_bytes = 1, "r", True, 0
+
+    def __init__(self) -> None:
+        self.end = 0
+        self.entries: list[bytes] = []
+        self.callbacks: list[Any] = []
+        self.refuse = False
+
+    def add_listener(self, listener: Any) -> None:
+        listener.on_serving(1)
+
+    def propose(self, command: Any, callback: Any) -> None:
+        if self.refuse:
+            raise FlowControlError("too much")
+        body = command.encode(self.end + 40)
+        assert len(body) == command.size_bytes
+        self.end += 40 + len(body)
+        self.entries.append(bytes(body))
+        self.callbacks.append(callback)
+
+
+class Store:
+    """A few topics; nothing is applied."""
+
+    timers = SimpleNamespace(count=lambda: 0, used_bytes=lambda: 0)
+
+    def topic(self, name: str) -> TopicConfig | None:
+        return next((topic for topic in TOPICS if topic.name == name), None)
+
+    def group(self, name: str) -> GroupConfig:
+        return GroupConfig(name=name, retry_max=0)
+
+    def queue_bounds(self, _topic_id: int, _queue_id: int) -> tuple[int, int]:
+        return 0, 7
+
+    def find_send(self, *_arguments: Any) -> Any:
+        from store.producer_lanes import Repeated
+
+        return Repeated.NO
+
+
+class Transport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__({"peername": ("10.1.1.1", 4711)})
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def writelines(self, pieces: Any) -> None:
+        self.written += b"".join(pieces)
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+
+class Side:
+    """A broker's send path with or without the short way, and one connection to it."""
+
+    def __init__(self, intake: MessageIntake, *, short: bool, inflight_max: int) -> None:
+        clock = ManualClock(wall_ms=1_700_000_000_000)
+        self.raft, store = Raft(), Store()
+        gate = WriteGate(self.raft, disk_free_min_bytes=1, pending_bytes_max=1 << 20)
+        self.statistics = Statistics(0.0, 0)
+        context: Any = SimpleNamespace(
+            store=store,
+            gate=gate,
+            clock=clock,
+            config=SimpleNamespace(broker_name="b", cluster_name="c"),
+            appender=Appender(self.raft, store, AppenderConfig(), clock),
+            quotas=Quotas(),
+            statistics=self.statistics,
+            counters=SimpleNamespace(deduplicated=0),
+        )
+        nothing: Any = SimpleNamespace(open=self._refuse, ensure_topic=self._refuse)
+        nothing.template = lambda _name: None
+        dispatcher = Dispatcher(
+            is_serving=lambda: self.raft.is_serving,
+            tasks=None,  # type: ignore[arg-type]
+            on_fatal=lambda error: None,
+        )
+        send = SendProcessor(
+            context,
+            nothing,
+            intake,
+            Delays(TimersSection(), store, clock, broker_name="b"),  # type: ignore[arg-type]
+            nothing,
+            store_host=HOST,
+            redirect=dispatcher.redirect,
+        )
+        route = Route(Place.LEADER, send.send)
+        dispatcher.connect({10: route, 310: route, 320: route}, None)  # type: ignore[arg-type]
+        handler: Any = SimpleNamespace(
+            handle=dispatcher.handle, connection_lost=lambda connection: None
+        )
+        self.server = RemotingServer(handler, ServerConfig(inflight_max=inflight_max))
+        self.taken = 0
+        if short:
+            self.server.take_run = lambda connection, frames: self._take(send, connection, frames)
+        self.connection = self.server._new_connection()
+        self.transport = Transport()
+        self.connection.connection_made(self.transport)
+
+    def _take(self, send: SendProcessor, connection: Any, frames: Any) -> bool:
+        before = len(frames)
+        took = send.short.take(connection, frames)
+        self.taken += before - len(frames)
+        return took
+
+    @staticmethod
+    def _refuse(*_arguments: Any, **_more: Any) -> None:
+        raise MessageRejectedError("not in this test")
+
+    async def turn(self, data: bytes, outcome: str) -> None:
+        """Receives bytes, proposes what they brought and decides it."""
+        self.raft.refuse = outcome == "refused"
+        self.connection.data_received(data)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        callbacks, self.raft.callbacks = self.raft.callbacks, []
+        for callback in callbacks:
+            if outcome == "lost":
+                callback(None, LeadershipLostError("lost"))
+            else:
+                callback(MessagesApplied(), None)
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    def result(self) -> Any:
+        connection, server = self.connection, self.server
+        return (
+            sorted(frame.header + frame.body for frame in decode_frames(self.transport.written)),
+            self.raft.entries,
+            (self.transport.closed, connection.inflight, server.inflight, server.inflight_bytes),
+            [self.statistics.put.total(field) for field in (0, 1, 3)],
+            sum(self.statistics.put_times.counts),
+        )
+
+
+def _intake() -> MessageIntake:
+    """It remembers what it has seen, so the more it sees, the better."""
+    return MessageIntake(cluster_name="c", store_host=HOST, new_unique_key=lambda: "NEW")
+
+
+_PIECES = (
+    "UNIQ_KEY\x017F00000100\x02",
+    "UNIQ_KEY\x01K\x02",
+    "UNIQ_KEY\x01not plain\x02",
+    "UNIQ_KEY\x01\x02",
+    "XUNIQ_KEY\x01K\x02",
+    "UNIQ_KEY\x01K",
+    "TAGS\x01a\x02",
+    "TAGS\x01b",
+    "KEYS\x01k l\x02",
+    "WAIT\x01true\x02",
+    "CLUSTER\x01c\x02",
+    "POP_CK\x01c\x02",
+    "DELAY\x010\x02",
+    "TIMER_DELIVER_MS\x01x\x02",
+    "TRAN_MSG\x01true\x02",
+    "TRAN_MSG\x01false\x02",
+    "né\x01ü\x02",
+    "\x02",
+    "long\x01" + "v" * 260 + "\x02",
+)
+_KEY = "UNIQ_KEY\x017F00000100\x02"
+_ODD = (None, "", "x", "7", 7, -1, True, "true", 2**31, 2**63, 1.5, [], "\ud800")
+_LONG_NAMES = (
+    "producerGroup topic defaultTopic defaultTopicQueueNums queueId sysFlag bornTimestamp "
+    "flag properties reconsumeTimes unitMode maxReconsumeTimes batch"
+)
+_LONG = dict(zip("abcdefghijklm", _LONG_NAMES.split(), strict=True))
+# What may be unusual about a request, as (how often, field of the header, values).
+_UNUSUAL = (
+    (0.3, "b", [topic.name for topic in TOPICS] + ["unknown", "SCHEDULE_TOPIC_XXXX"]),
+    (0.15, "e", [2, 3, 4, -1, "1", "x"]),
+    (0.2, "f", [1, 4, 8, 12, 16, 32, -1]),
+    (0.1, "g", ["5", -3, 2**62]),
+    (0.1, "h", [5, -1]),
+    (0.15, "j", [1, -1]),
+    (0.05, "m", [True, "true"]),
+    (0.03, "dlBornHost", ["1.2.3.4:5"]),
+    (0.03, "dlProducerId", ["00000000000000ff", "x"]),
+    (0.03, "dlSequence", ["3"]),
+)
+
+
+def _request(random: Random) -> bytes:
+    """One frame: an ordinary send, with a few things about it that are not."""
+
+    def sometimes(probability: float) -> bool:
+        return random.random() < probability
+
+    fields: dict[str, Any] = {
+        "a": "group",
+        "b": "t",
+        "c": "TBW102",
+        "d": 4,
+        "e": random.randrange(2),
+        "f": 0,
+        "g": 1_700_000_000_000,
+        "h": 0,
+        "i": _KEY + "WAIT\x01true\x02TAGS\x01a\x02",
+        "j": 0,
+        "k": "false",
+        "m": "false",
+    }
+    if sometimes(0.4):
+        pieces = random.choices(_PIECES, k=random.randrange(3))
+        pieces.insert(random.randrange(len(pieces) + 1), random.choice([_KEY, *_PIECES]))
+        fields["i"] = "".join(pieces)
+    for probability, name, values in _UNUSUAL:
+        if sometimes(probability / 4):
+            fields[name] = random.choice(values)
+    if sometimes(0.05):
+        fields[random.choice(list(fields))] = random.choice(_ODD)
+    if sometimes(0.03):
+        del fields[random.choice(list(fields))]
+    body = random.choices([b"", b"x", bytes(100), bytes(40_000)], [4, 4, 4, 1])[0]
+    code = random.choices([310, 10, 320, 12], [80, 10, 5, 5])[0]
+    if code == 10:
+        fields = {_LONG.get(name, name): value for name, value in fields.items()}
+    if fields.get("m") in (True, "true") or code == 320:
+        body = encode_batch_element(body, b"UNIQ_KEY\x01K\x02") * 2
+    opaque = random.randrange(-(2**31), 2**31)
+    if sometimes(0.03):
+        texts = {name: str(value) for name, value in fields.items() if value != "\ud800"}
+        return bytes(encode_binary(code, opaque, texts, body))
+    command: dict[str, Any] = {
+        "code": code,
+        "extFields": fields,
+        "flag": random.choices([0, 2, 1], [90, 8, 2])[0],
+        "language": random.choice(["JAVA", "GO", "?"]),
+        "opaque": opaque,
+        "serializeTypeCurrentRPC": "JSON",
+        "version": 401,
+    }
+    if sometimes(0.005):
+        command[random.choice(list(command))] = random.choice(_ODD)
+    if sometimes(0.05):
+        command = dict(sorted(command.items(), reverse=True))
+    separators = (", ", ": ") if sometimes(0.05) else (",", ":")
+    header = json.dumps(command, separators=separators, ensure_ascii=sometimes(0.5))
+    data = header.encode("utf-8", "surrogatepass")
+    if sometimes(0.02):
+        data = data[:-1] + b',"code":12}'  # the last one counts
+    if sometimes(0.002):
+        data = data[: random.randrange(len(data))]  # torn JSON ends the connection
+    return encode_frame(data, body)
+
+
+async def _compare(seed: int, intakes: Sequence[MessageIntake]) -> tuple[int, int]:
+    """Returns how many requests there were, and how many of them took the short way."""
+    random = Random(seed)
+    inflight_max = random.choice([2, 4096])
+    sides = [
+        Side(intake, short=short, inflight_max=inflight_max)
+        for intake, short in zip(intakes, (True, False), strict=True)
+    ]
+    count, rest = 0, b""
+    for _ in range(random.randrange(1, 6)):
+        requests = [_request(random) for _ in range(random.randrange(1, 12))]
+        count += len(requests)
+        data = rest + b"".join(requests)
+        at = random.randrange(len(data) + 1)
+        outcome = random.choices(["done", "lost", "refused"], [8, 1, 1])[0]
+        for side in sides:
+            await side.turn(data[:at], outcome)
+        rest = data[at:]
+    for side in sides:
+        await side.turn(rest, "done")
+    short, general = sides
+    for one, other in zip(short.result(), general.result(), strict=True):
+        assert one == other, f"seed {seed}"
+    return count, short.taken
+
+
+def test_both_ways_store_and_answer_the_same() -> None:
+    async def main() -> None:
+        count = taken = 0
+        intakes = [_intake(), _intake()]
+        for seed in range(SEEDS):
+            requests, short = await _compare(seed, intakes)
+            count, taken = count + requests, taken + short
+        assert 0.2 < taken / count < 0.8, (taken, count)
+
+    asyncio.run(main())
+
+
+def test_ordinary_sends_take_the_short_way() -> None:
+    """Else the comparison above would show nothing."""
+
+    async def main() -> None:
+        side = Side(_intake(), short=True, inflight_max=4096)
+        header = {
+            "code": 310,
+            "extFields": {
+                "a": "g",
+                "b": "t",
+                "e": "1",
+                "g": "5",
+                "i": "UNIQ_KEY\x01K\x02TAGS\x01a\x02",
+            },
+            "flag": 0,
+            "language": "JAVA",
+            "opaque": 3,
+            "version": 401,
+        }
+        data = json.dumps(header, separators=(",", ":")).encode()
+        await side.turn(encode_frame(data, b"one") + encode_frame(data, b"two"), "done")
+        assert side.taken == 2
+        answers, entries, *_ = side.result()
+        assert len(answers) == 2 and len(entries) == 1
+
+    asyncio.run(main())
+
+
+def test_what_stands_inside_a_tag_is_no_key() -> None:
+    """Without its key, the second one looks like the first."""
+
+    async def main() -> None:
+        side = Side(_intake(), short=True, inflight_max=4096)
+        for properties, taken in (
+            ("TAGS\x01a\x02UNIQ_KEY\x01K7\x02", 1),
+            ("TAGS\x01aUNIQ_KEY\x01K7\x02\x02", 1),
+        ):
+            fields = {"a": "g", "b": "t", "e": "1", "g": "5", "i": properties}
+            header = {"code": 310, "extFields": fields, "opaque": 3}
+            data = json.dumps(header, separators=(",", ":")).encode()
+            await side.turn(encode_frame(data, b"one"), "done")
+            assert side.taken == taken
+
+    asyncio.run(main())
