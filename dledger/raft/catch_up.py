@@ -23,12 +23,12 @@ from typing import Any
 from pysyncobj.node import Node
 
 from dledger.errors import DiskFullError, DLedgerError, invariant
-from dledger.raft.applying import Applying
 from dledger.raft.configuration import (
     Configuration,
     decode_configuration,
     encode_configuration,
 )
+from dledger.raft.elections import Elections
 from dledger.raft.protocols import SnapshotReader, SnapshotWriter
 from dledger.raft.upstream import LEADER
 
@@ -83,7 +83,7 @@ class IncomingSnapshot:
         self.configuration: Configuration | None = None  # the leader's, with the end
 
 
-class CatchUp(Applying):
+class CatchUp(Elections):
     """The part of the engine that exchanges snapshots."""
 
     _round: int

@@ -26,7 +26,6 @@ class RaftConfig:
         pending_bytes_max: Proposals under way on the leader; more are refused.
         apply_bytes_max: Entries applied in one turn of the loop.
         apply_count_max: The same in entries.
-        gather_ms: Under load a follower applies, and is told of commits, this often.
     """
 
     heartbeat_ms: int = 75
@@ -42,7 +41,6 @@ class RaftConfig:
     pending_bytes_max: int = 64 * 1024 * 1024
     apply_bytes_max: int = 4 * 1024 * 1024
     apply_count_max: int = 512
-    gather_ms: int = 10
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -19,10 +19,9 @@ quorum, the command queue. What is replaced here, each by one method, and why
 Durability: a follower confirms an entry when it is durable here; the leader counts a confirmation
 only as far as its own log is durable, because the library always counts the leader itself.
 
-Also here: a bounded window to each follower instead of the library's unbounded sends. Pre-vote and
-the transfer of leadership are in `elections`, application in bounded turns is in `applying`.
-pysyncobj is pinned exactly; `check_upstream` fails loudly if a private member that we rely on is
-gone.
+Also here: a bounded window to each follower instead of the library's unbounded sends, and
+application in bounded turns. Pre-vote and the transfer of leadership are in `elections`. pysyncobj
+is pinned exactly; `check_upstream` fails loudly if a private member that we rely on is gone.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from pysyncobj.node import Node
 
 from dledger.clock import Clock
 from dledger.errors import DiskFullError, InvariantError, invariant
-from dledger.raft.applying import Stride
 from dledger.raft.catch_up import CatchUp, IncomingSnapshot, OutgoingSnapshot
 from dledger.raft.config import RaftConfig
 from dledger.raft.matching import check_sequence, entries_not_held, first_doubtful
@@ -93,8 +91,6 @@ class Engine(CatchUp):
         self._targets = {}
         self._lives = {}
         self._commit_told = 0
-        self._apply_awaited = False
-        self._apply_stride, self._tell_stride = Stride(config.gather_ms), Stride(config.gather_ms)
         self._outgoing: dict[str, OutgoingSnapshot] = {}
         self._incoming: IncomingSnapshot | None = None
         engine_clock.set(clock)
@@ -166,10 +162,8 @@ class Engine(CatchUp):
         if self._SyncObj__raftState == LEADER:
             for peer in self._targets.values():
                 self._raise_match(peer)
-            self._host.wake()
         else:
             self._confirm()
-            self._wake_to_apply()
 
     def peer_up(self, peer_id: str) -> None:
         """A peer can be reached; sending restarts from what it has confirmed."""
@@ -205,6 +199,12 @@ class Engine(CatchUp):
         """Whether a majority, this replica included, answered that broadcast or a later one."""
         answers = 1 + sum(self._progress[voter].round >= number for voter in self.voter_ids())
         return answers * 2 > len(self._SyncObj__otherNodes) + 1
+
+    def next_deadline(self) -> float:
+        """Returns the monotonic time of the next thing to do without a message."""
+        if self._SyncObj__raftState == LEADER:
+            return float(self._SyncObj__newAppendEntriesTime)
+        return float(self._SyncObj__raftElectionDeadline)
 
     def raft_state(self) -> int:
         """Returns FOLLOWER, CANDIDATE or LEADER."""
@@ -379,6 +379,12 @@ class Engine(CatchUp):
         """Returns how much of the leader's commit index this log is known to hold (rule c)."""
         return int(min(message["commit_index"], self._verified))
 
+    def _advance_commit(self, index: int) -> None:
+        self._SyncObj__leaderCommitIndex = index
+        if index > self._SyncObj__raftCommitIndex:
+            self._SyncObj__raftCommitIndex = index
+            self._host.wake()
+
     def _confirm(self) -> None:
         """Tells the leader how much of its log is durable here."""
         ack = self._ack
@@ -479,9 +485,7 @@ class Engine(CatchUp):
                 self._restart_sending(peer)
             if not self._send_to(peer):
                 self._send_append(peer, progress, entries=False)
-        if self._SyncObj__raftCommitIndex > self._commit_told:
-            self._commit_told = self._SyncObj__raftCommitIndex
-            self._tell_stride.done(now)
+        self._commit_told = self._SyncObj__raftCommitIndex
         self._log.request_sync()
 
     def _is_stalled(self, peer_id: str, progress: Progress, now: float) -> bool:
@@ -539,6 +543,33 @@ class Engine(CatchUp):
         progress.sent(last_index, sum(map(len, records)))
         self._SyncObj__raftNextIndex[node] = last_index + 1
         return True
+
+    def _tell_commit_if_idle(self) -> None:
+        """Broadcasts a new commit index when no entries are under way to carry it."""
+        commit = self._SyncObj__raftCommitIndex
+        if commit > self._commit_told and commit == self._log.last_index:
+            self._SyncObj__sendAppendEntries()
+
+    # --- applying --------------------------------------------------------------------------
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        config = self._config
+        applied = self._SyncObj__raftLastApplied
+        # Never ahead of the own disk: after a power cut the state machine must not know entries
+        # that the log lost.
+        ready = min(self._SyncObj__raftCommitIndex, self._log.durable_index)
+        if ready > applied:
+            count = min(ready - applied, config.apply_count_max)
+            entries = self._log.read_entries(applied + 1, count, config.apply_bytes_max)
+            invariant(entries, "a committed entry is not in the log", index=applied + 1)
+            if not self._host.apply(entries):
+                return False
+            self._SyncObj__raftLastApplied = entries[-1].index
+            if entries[-1].index < ready:
+                self._host.wake()
+        # The library would broadcast after each application; entries on their way carry the
+        # commit index, and `_tell_commit_if_idle` does it when there are none.
+        return False
 
     def _SyncObj__getEntries(
         self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None

@@ -501,6 +501,7 @@ class RaftNode(SnapshotHost):
             self._engine.durable_changed()
         except Exception as error:
             self._fatal(error)
+        self.wake()
 
     def _tick(self) -> None:
         self._tick_scheduled = False
