@@ -15,7 +15,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
 from benchmarks.peers.peer import Done, Peer, Send
-from benchmarks.peers.servers import Servers
+from benchmarks.peers.servers import READY_S, Servers
 from cli.cluster import free_port_base
 
 NAME = "peers"
@@ -87,28 +87,29 @@ class RedisStreams(Peer):
         self._servers.start(f"sentinel{number}", command)
 
     def _wait_whole(self) -> None:
-        """Waits for both replicas, and until the sentinels know them and each other."""
+        """Waits until the sentinels know each other and the primary, and both replicas follow."""
 
         async def whole() -> bool:
-            client = self._client(self._primary)
-            watcher = redis.Redis(port=self._base + 3)
-            try:
-                info = await client.info("replication")
-                states = [info.get(f"slave{place}", {}).get("state") for place in range(2)]
+            async with redis.Redis(port=self._base + 3) as watcher:
                 known = await watcher.sentinel_master(NAME)
-                return (
-                    states == ["online", "online"]
-                    and known["num-slaves"] >= 2
-                    and known["num-other-sentinels"] == 2
-                    and known["port"] == self._base + self._primary
-                )
-            except RedisError:
-                return False
-            finally:
-                await client.aclose()
-                await watcher.aclose()
+            self._primary = known["port"] - self._base
+            async with self._client(self._primary) as client:
+                info = await client.info("replication")
+            states = [info.get(f"slave{place}", {}).get("state") for place in range(2)]
+            return (
+                info["role"] == "master"
+                and states == ["online", "online"]
+                and known["num-slaves"] >= 2
+                and known["num-other-sentinels"] == 2
+            )
 
-        self._servers.wait(f"redis{self._primary}", lambda: asyncio.run(whole()))
+        def is_whole() -> bool:
+            try:
+                return asyncio.run(whole())
+            except RedisError:  # somebody is not there yet
+                return False
+
+        self._servers.wait(f"redis{self._primary}", is_whole)
 
     def stop(self) -> None:
         self._servers.stop()
@@ -188,14 +189,13 @@ class RedisStreams(Peer):
         if self._killed is None:
             return
 
-        async def primary() -> int:
-            watcher = redis.Redis(port=self._base + 3)
-            try:
-                return int((await watcher.sentinel_master(NAME))["port"]) - self._base
-            finally:
-                await watcher.aclose()
+        async def follow_the_next() -> None:
+            async with redis.Redis(port=self._base + 3) as watcher:
+                while self._primary == self._killed:
+                    self._primary = (await watcher.sentinel_master(NAME))["port"] - self._base
+                    await asyncio.sleep(0.05)
 
-        self._primary = asyncio.run(primary())
+        asyncio.run(asyncio.wait_for(follow_the_next(), READY_S))
         self._start(self._killed)
         self._servers.wait_port(f"redis{self._killed}", self._base + self._killed)
         self._killed = None

@@ -475,13 +475,15 @@ class AsyncProducer(AsyncLifetime):
             topic.resolving = True
             self._tasks.spawn(self._resolve(topic), f"route of {topic.name}")
         config = self.config
-        for lane in topic.pinned_lanes():
+        for lane in topic.take_ready():
             batch = take_batch(
                 lane.waiting, count_max=config.batch_messages_max, bytes_max=config.batch_bytes_max
             )
             self._start(topic, lane, batch)
         while topic.line:
-            lanes = topic.free_lanes(self._sender.is_quick, self._session.has_leader)
+            # More lanes than this would get nothing of what waits.
+            useful = -(-len(topic.line) // config.batch_messages_min)
+            lanes = topic.free_lanes(useful, self._sender.is_quick, self._session.has_leader)
             if not lanes:
                 return
             share = share_count(
@@ -551,7 +553,7 @@ class AsyncProducer(AsyncLifetime):
                 topic.put_back(lane, outcome.again)
             else:
                 put_back(topic.line, outcome.again)
-        lane.busy = False
+        topic.settled(lane)
         self._sent += outcome.sent
         self._failed += total_messages(outcome.done) - outcome.sent
         self._release(outcome.done)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 from dledger.client.batching import Lane, Pending
 from dledger.client.routes import TopicRoute
-from dledger.client.selection import RoundRobin, explicit_queue, queue_of_key
+from dledger.client.selection import PublishList, RoundRobin, queue_of_key
 from dledger.errors import DLedgerError, InvalidParameterError, RouteNotFoundError
 from dledger.model import MessageQueue
 
@@ -28,8 +29,9 @@ class TopicLines:
         self.line: deque[Pending] = deque()
         self._unplaced: deque[tuple[Pending, Target, str | None]] = deque()
         self._lanes: dict[MessageQueue, Lane] = {}
-        self._publish: list[Lane] = []
-        self._pinned: dict[MessageQueue, Lane] = {}  # lanes that may have something waiting
+        self._publish = PublishList(name)
+        self._publish_lanes: list[Lane] = []
+        self._ready: dict[MessageQueue, Lane] = {}  # idle lanes that have messages of their own
         self._turn = RoundRobin()
 
     def __repr__(self) -> str:
@@ -41,12 +43,14 @@ class TopicLines:
     @property
     def needs_route(self) -> bool:
         """Whether something waits that the route at hand gives no place to."""
-        return self.route is None or bool(self._unplaced) or (bool(self.line) and not self._publish)
+        has_no_lane = bool(self.line) and not self._publish_lanes
+        return self.route is None or bool(self._unplaced) or has_no_lane
 
     def use(self, route: TopicRoute) -> None:
         """Takes a (newer) route. Lanes of queues that are gone send what they hold, then idle."""
         self.route = route
-        self._publish = [self.lane(queue) for queue in route.publish_queues]
+        self._publish = PublishList(self.name, route.publish_queues)
+        self._publish_lanes = [self.lane(queue) for queue in route.publish_queues]
 
     def lane(self, queue: MessageQueue) -> Lane:
         """Returns the lane of a queue."""
@@ -89,14 +93,14 @@ class TopicLines:
             InvalidParameterError: There is no such queue.
             RouteNotFoundError: The topic has no writable queue.
         """
-        queues = self.route.publish_queues if self.route is not None else ()
+        queues = self._publish.queues
         if queue is not None:
-            return explicit_queue(queues, self.name, queue)
+            return self._publish.explicit(queue)
         if not queues:
             raise RouteNotFoundError(f"topic {self.name} has no writable queue")
         if shard_key is not None:
             return queue_of_key(queues, shard_key)
-        index = self._turn.order(len(queues))[0]
+        index = next(self._turn.order(len(queues)))
         self._turn.taken(index)
         return queues[index]
 
@@ -107,47 +111,59 @@ class TopicLines:
         self._unplaced.clear()
         return taken
 
-    def pinned_lanes(self) -> list[Lane]:
-        """Returns idle lanes that have messages of their own."""
-        ready: list[Lane] = []
-        for queue, lane in list(self._pinned.items()):
-            if not lane.waiting:
-                del self._pinned[queue]
-            elif not lane.busy:
-                ready.append(lane)
+    def take_ready(self) -> list[Lane]:
+        """Takes the idle lanes that have messages of their own, for the caller to start."""
+        ready = list(self._ready.values())
+        self._ready.clear()
         return ready
 
     def put_back(self, lane: Lane, batch: list[Pending]) -> None:
-        """Puts messages of a lane back to the front, in order."""
+        """Puts messages of a busy lane back to the front, in order."""
         lane.waiting.extendleft(reversed(batch))
-        self._pinned[lane.queue] = lane
 
-    def free_lanes(self, *conditions: Callable[[str], bool]) -> list[Lane]:
-        """Returns idle lanes in their turn, of the groups that are fittest.
+    def settled(self, lane: Lane) -> None:
+        """Notes that a busy lane is idle."""
+        lane.busy = False
+        if lane.waiting:
+            self._ready[lane.queue] = lane
+
+    def free_lanes(self, count_max: int, *conditions: Callable[[str], bool]) -> list[Lane]:
+        """Returns so many idle lanes in their turn, of the groups that are fittest.
+
+        It looks at no more lanes than it has to: a topic may have ten thousand.
 
         Args:
+            count_max: Fewer if there are fewer.
             conditions: On names of groups, the strictest first; one that no group meets is left
                 out.
         """
-        publish = self._publish
-        lanes = [publish[index] for index in self._turn.order(len(publish))]
+        names = self._publish.broker_names
         for condition in conditions:
-            fit = [lane for lane in lanes if condition(lane.queue.broker_name)]
+            fit = tuple([name for name in names if condition(name)])
             if fit:
-                lanes = fit
+                names = fit
                 break
-        return [lane for lane in lanes if not lane.busy]
+        lanes = self._publish_lanes
+        is_any = len(names) == len(self._publish.broker_names)
+        idle = (
+            lane
+            for index in self._turn.order(len(lanes))
+            if not (lane := lanes[index]).busy and (is_any or lane.queue.broker_name in names)
+        )
+        return list(islice(idle, count_max))
 
     def turn_taken(self, lane: Lane) -> None:
         """Notes that a lane got a batch of the common line."""
-        self._turn.taken(self._publish.index(lane))
+        place = self._publish.place(lane.queue)
+        if place is not None:
+            self._turn.taken(place)
 
     def has_elsewhere(self, lane: Lane) -> bool:
         """Whether another broker group could take what this lane cannot send."""
-        name = lane.queue.broker_name
-        return any(other.queue.broker_name != name for other in self._publish)
+        return any(name != lane.queue.broker_name for name in self._publish.broker_names)
 
     def _pin(self, pending: Pending, queue: MessageQueue) -> None:
         lane = self.lane(queue)
         lane.waiting.append(pending)
-        self._pinned[queue] = lane
+        if not lane.busy:
+            self._ready[queue] = lane

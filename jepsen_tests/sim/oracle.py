@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dledger.raft.configuration import CONFIGURATION_TYPE, decode_entry
 from jepsen_tests.sim.loop import VirtualLoop
 
 
@@ -22,11 +23,12 @@ class Violation:
 class Oracle:
     """Sees every application, election and acknowledgement of a group."""
 
-    def __init__(self, loop: VirtualLoop, start_s: float, replicas: int) -> None:
+    def __init__(self, loop: VirtualLoop, start_s: float, replicas: Sequence[str]) -> None:
         self._loop = loop
-        self._replicas = replicas
+        self._everybody = tuple(replicas)  # who the group begins with
         self._logs: dict[str, Any] = {}  # the newest that each replica has opened
         self._held: dict[str, dict[int, int]] = {}  # terms of the entries in each of them
+        self._voters: dict[tuple[int, int], tuple[str, ...]] = {}  # by a configuration's place
         self._installed: dict[str, int] = {}  # up to where a state may be ahead of its log
         self._truncating: dict[str, int] = {}  # what a truncation under way leaves
         self._start_s = start_s
@@ -125,12 +127,12 @@ class Oracle:
 
         def noted_append(index: int, term: int, body: Any) -> None:
             append(index, term, body)
-            held[index] = term
+            self._note(index, term, body, held)
 
         def noted_append_records(entries: Sequence[Any]) -> None:
             append_records(entries)
             for entry in entries:
-                held[entry.index] = entry.term
+                self._note(entry.index, entry.term, entry.body, held)
 
         def truncate_from(index: int) -> None:
             for at in range(index, log.last_index + 1):
@@ -154,6 +156,31 @@ class Oracle:
         log.append, log.append_records = noted_append, noted_append_records
         log.truncate_from, log.reset_to = truncate_from, reset_to
 
+    def _note(self, index: int, term: int, body: Any, held: dict[int, int]) -> None:
+        """An entry was written; if it is a configuration, it says whose majorities count."""
+        held[index] = term
+        if body[0] == CONFIGURATION_TYPE:
+            self._voters[index, term] = decode_entry(body, index, term).voters
+
+    def _electorates(self, index: int, term: int) -> list[tuple[str, ...]]:
+        """Returns the groups of voters of which one must have committed an entry.
+
+        Those of the newest committed configuration, and of any uncommitted one in a log that
+        holds this very entry: in its leader's log a configuration counts as soon as it is written.
+        """
+        committed = self._committed
+        places = [at for at in self._voters if committed.get(at[0], (None,))[0] == at[1]]
+        newest = max(places, default=None)
+        found = [self._everybody if newest is None else self._voters[newest]]
+        for held in self._held.values():
+            if held.get(index) == term:
+                found += [
+                    voters
+                    for (at, of), voters in self._voters.items()
+                    if held.get(at) == of and (newest is None or at > newest[0])
+                ]
+        return found
+
     def _check_majority(self, index: int, term: int, what: str) -> None:
         """An entry that counts as committed is on the disks of a majority at that moment."""
         if not self._logs:
@@ -164,7 +191,10 @@ class Oracle:
             if index < log.first_index
             or (log.durable_index >= index and self._held[replica].get(index) == term)
         ]
-        if 2 * len(holders) <= self._replicas:
+        if not any(
+            2 * len(set(holders) & set(voters)) > len(voters)
+            for voters in self._electorates(index, term)
+        ):
             self.violated(
                 "majority-durable",
                 f"{what} entry {index} of term {term}, durable only on {holders}",

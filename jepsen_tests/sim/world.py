@@ -79,7 +79,8 @@ class World:
             jitter_s=plan.jitter_s,
         )
         self.start_s = loop.time()
-        self.oracle = Oracle(loop, self.start_s, plan.replicas)
+        names = [f"r{number}" for number in range(plan.replicas)]
+        self.oracle = Oracle(loop, self.start_s, names)
         self.history: list[Record] = []
         self.outside: set[str] = set()  # who is removed, or not a voter again yet
         self.hosts: dict[str, Host] = {}
@@ -87,8 +88,7 @@ class World:
         self._fault_id = 0
         self.flood: Callable[[Host, int], None] = lambda _host, _count: None  # set by clients
         self._after_acknowledgement: list[Callable[[], None]] = []
-        for number in range(plan.replicas):
-            name = f"r{number}"
+        for number, name in enumerate(names):
             self.hosts[name] = Host(
                 self.network,
                 name,

@@ -12,7 +12,7 @@ import pytest
 from jepsen_tests.sim.control_table import stated
 from jepsen_tests.sim.controls import CONTROLS
 from jepsen_tests.sim.explorer import Job, run_seed
-from jepsen_tests.sim.plan import make_plan
+from jepsen_tests.sim.plan import aim, make_plan
 from jepsen_tests.sim.regressions import Regression, load_regressions
 from jepsen_tests.sim.scenario import Layer, Result, Settings, run_plan
 
@@ -79,6 +79,17 @@ def test_a_planted_fault_is_found(name: str) -> None:
             assert run_seed(Job(layer=layer), seed).is_valid
             return
     pytest.fail(f"{name} ({CONTROLS[name].text}) survived seeds {seeds - 1} to {seed}")
+
+
+def test_a_seed_keeps_its_faults_beside_the_one_that_is_aimed() -> None:
+    plans = [make_plan(seed) for seed in range(400)]
+    aimed = [aim(plan) for plan in plans]
+    hit = [(one, two) for one, two in zip(plans, aimed, strict=True) if one != two]
+    assert 60 < len(hit) < 140
+    for plan, other in hit:
+        assert other.weights == {**plan.weights, "doubt": sum(plan.weights.values())}
+        assert other.append_bytes_max <= 20_000
+    assert all(not plan.weights for plan in aimed if not make_plan(plan.seed).weights), "no fault"
 
 
 def test_a_plan_is_swarm_like() -> None:

@@ -45,15 +45,77 @@ def test_lanes_of_the_fittest_groups_and_of_any_if_none_is_fit():
     lines.use(route())
 
     def names(*conditions):
-        return {lane.queue.broker_name for lane in lines.free_lanes(*conditions)}
+        return {lane.queue.broker_name for lane in lines.free_lanes(99, *conditions)}
 
     assert names(lambda name: name == "broker-b", lambda name: True) == {"broker-b"}
     assert names(lambda name: False, lambda name: name == "broker-a") == {"broker-a"}
     assert names(lambda name: False, lambda name: False) == {"broker-a", "broker-b"}
-    busy: list[Lane] = lines.free_lanes(lambda name: name == "broker-b")
+    busy: list[Lane] = lines.free_lanes(99, lambda name: name == "broker-b")
     for lane in busy:
         lane.busy = True
     assert names(lambda name: name == "broker-b", lambda name: True) == set()
+
+
+def test_lanes_come_in_their_turn_and_no_more_than_are_wanted():
+    lines = TopicLines("t")
+    lines.use(route())
+    every = lines.free_lanes(99)
+    assert len(every) == 4
+    assert lines.free_lanes(3) == every[:3]
+    lines.turn_taken(every[0])
+    every[0].busy = every[2].busy = True
+    assert lines.free_lanes(3) == [every[1], every[3]]
+    lines.settled(every[0])
+    assert lines.free_lanes(3) == [every[1], every[3], every[0]]
+    assert lines.free_lanes(1) == [every[1]]
+
+
+def test_what_a_choice_costs_does_not_depend_on_the_number_of_queues():
+    lines = TopicLines("t")
+    count = 10_000
+    lines.use(route(f"broker-a:{count};broker-b:{count}"))
+    asked = []
+
+    def is_fit(name):
+        asked.append(name)
+        return True
+
+    looked_at = 0
+
+    class CountedLane(Lane):
+        @property
+        def busy(self):
+            nonlocal looked_at
+            looked_at += 1
+            return False
+
+        @busy.setter
+        def busy(self, _):
+            pass
+
+    for place, queue in enumerate(lines._publish.queues):
+        lines._publish_lanes[place] = CountedLane(queue)
+    assert len(lines.free_lanes(5, is_fit)) == 5
+    assert sorted(asked) == ["broker-a", "broker-b"]
+    assert looked_at == 5
+
+
+def test_lanes_with_messages_of_their_own_are_ready_when_they_are_idle():
+    lines = TopicLines("t")
+    lines.use(route())
+    queue = lines.choose(None, None)
+    first, second = object(), object()
+    lines._pin(first, queue)
+    [lane] = lines.take_ready()
+    assert lines.take_ready() == []
+    lane.busy = True
+    lane.waiting.clear()  # as under way
+    lines._pin(second, queue)
+    assert lines.take_ready() == []
+    lines.put_back(lane, [first])
+    lines.settled(lane)
+    assert lines.take_ready() == [lane]
+    assert list(lane.waiting) == [first, second]
 
 
 def test_an_order_topic_has_the_queues_configured_whichever_groups_are_up():

@@ -10,7 +10,7 @@ from dledger.client.config import (
 )
 from dledger.client.filters import subscribe
 from dledger.client.routes import RouteCache, topic_route
-from dledger.client.selection import explicit_queue, queue_of_key
+from dledger.client.selection import PublishList, queue_of_key
 from dledger.errors import ConfigError, InvalidParameterError
 from dledger.message import java_hash
 from dledger.model import MessageQueue
@@ -84,11 +84,17 @@ def test_equal_keys_go_to_the_same_queue() -> None:
 
 
 def test_explicit_queues() -> None:
-    assert explicit_queue(QUEUES, "t", QUEUES[4]) == QUEUES[4]
-    assert explicit_queue(QUEUES, "t", 2) == QUEUES[2]
+    publish = PublishList("t", QUEUES)
+    assert publish.explicit(QUEUES[4]) == QUEUES[4]
+    assert publish.explicit(2) == QUEUES[2]
     for wanted in (3, -1, MessageQueue("t", "c", 0)):
         with pytest.raises(InvalidParameterError):
-            explicit_queue(QUEUES, "t", wanted)
+            publish.explicit(wanted)
+        with pytest.raises(InvalidParameterError):
+            PublishList("t").explicit(wanted)
+    assert [publish.place(queue) for queue in QUEUES] == [0, 1, 2, 3, 4, 5]
+    assert publish.place(MessageQueue("t", "c", 0)) is None
+    assert publish.broker_names == ("a", "b")
 
 
 def route_data(permission: int = 6, addresses: dict[int, str] | None = None) -> TopicRouteData:
