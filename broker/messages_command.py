@@ -408,7 +408,7 @@ def _decode_sends(view: memoryview, at: int) -> tuple[list[SendRecord], LaneLimi
     except ConfigError:
         _check(False, "limits of lanes", view)
         raise
-    return [SendRecord._make(fields) for fields in SEND.iter_unpack(view[at:stop])], limits, stop
+    return list(map(SendRecord._make, SEND.iter_unpack(view[at:stop]))), limits, stop
 
 
 def _check_places(view: memoryview, runs: list[Run], messages: memoryview) -> None:

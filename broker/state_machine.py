@@ -280,15 +280,13 @@ def _apply_messages(
     if command.limits is not None:
         # The leader has looked for repetitions before it gave the entry its place; here its
         # decision is only noted, so that replicas cannot come to different ones.
-        for number, send in enumerate(command.sends):
-            if send.topic_id not in missing:
-                batch.record_send(
-                    send,
-                    limits=command.limits,
-                    index=index,
-                    number=number,
-                    timestamp_ms=command.store_timestamp_ms,
-                )
+        batch.record_sends(
+            command.sends,
+            limits=command.limits,
+            index=index,
+            timestamp_ms=command.store_timestamp_ms,
+            without=missing,
+        )
     return MessagesApplied(tuple(sorted(set(missing)))) if missing else _ALL_STORED
 
 

@@ -13,7 +13,7 @@ that are gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from struct import Struct
 from typing import Final, NamedTuple
@@ -310,12 +310,18 @@ class WriteBatch:
         """Returns the digest that was remembered for an entry, None if none (any more) is."""
         return dict(self._tables.checkpoints).get(index)
 
-    def record_send(
-        self, send: SendRecord, *, limits: LaneLimits, index: int, number: int, timestamp_ms: int
+    def record_sends(
+        self,
+        sends: Iterable[SendRecord],
+        *,
+        limits: LaneLimits,
+        index: int,
+        timestamp_ms: int,
+        without: Collection[int] = (),
     ) -> None:
-        """Remembers a producer's request, so that a repetition is known; see `producer_lanes`."""
+        """Remembers an entry's requests, so that a repetition is known; see `producer_lanes`."""
         self._lanes.record(
-            send, limits=limits, index=index, number=number, timestamp_ms=timestamp_ms
+            sends, limits=limits, index=index, timestamp_ms=timestamp_ms, without=without
         )
 
     def set_applied(self, index: int, term: int) -> None:

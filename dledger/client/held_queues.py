@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from dledger.client.config import PushConsumerConfig
@@ -15,7 +16,7 @@ from dledger.client.process_queue import ProcessQueue
 from dledger.client.puller import Puller
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
-from dledger.client.tasks import log_failure
+from dledger.client.tasks import log_failure, side_by_side
 from dledger.errors import DLedgerError
 from dledger.message import Property, ReceivedMessage
 from dledger.model import ConsumeFrom, MessageQueue, PullStatus
@@ -182,9 +183,13 @@ class HeldQueues:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._wait_hands(windows)
         try:
-            for window in windows:
+            found = await side_by_side(
+                [partial(self.offsets.committed, self._group, window.queue) for window in windows]
+            )
+            for window, known in zip(windows, found, strict=True):
+                if isinstance(known, DLedgerError):
+                    raise known
                 # The new owner may be reading already; do not set back what it committed.
-                known = await self.offsets.committed(self._group, window.queue)
                 if known is not None and known >= window.commit_offset:
                     window.committed_offset = window.commit_offset
             await self._commit(windows, _CLOSE_COMMIT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections.abc import Sequence
+from functools import partial
 
 from dledger.client.config import PullConsumerConfig, nameserver_addresses
 from dledger.client.filters import Sql, Subscription, subscribe
@@ -13,6 +14,7 @@ from dledger.client.offsets import Offsets, epoch_ms
 from dledger.client.puller import Puller
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import ClientSession
+from dledger.client.tasks import side_by_side
 from dledger.clock import Clock, SystemClock
 from dledger.errors import (
     ClientClosedError,
@@ -71,6 +73,7 @@ class AsyncPullConsumer(AsyncLifetime):
         self._puller = Puller(self._session, group)
         self._offsets = Offsets(self._session)
         self._positions: dict[MessageQueue, int] = {}
+        self._committed: dict[MessageQueue, int] = {}  # by us, the last time
         self._subscriptions: dict[tuple[str, str | Sql], Subscription] = {}
         self._member: Member | None = None
         self._commit_lock = asyncio.Lock()
@@ -194,9 +197,27 @@ class AsyncPullConsumer(AsyncLifetime):
                 due = {queue: await self.position(queue) if offset is None else offset}
             for name in dict.fromkeys(entry.topic for entry in due):
                 await self._join(name)
-            for entry, value in due.items():
-                await self._offsets.commit(self.group, entry, value)
+            if queue is None:
+                # What has not moved since would cost as much as what has.
+                moved = [item for item in due.items() if self._committed.get(item[0]) != item[1]]
+            else:
+                moved = list(due.items())
+            await self._commit_together(moved)
             return due
+
+    async def _commit_together(self, offsets: list[tuple[MessageQueue, int]]) -> None:
+        """Commits offsets side by side: brokers gather them into one entry of their log."""
+        for queue, _ in offsets:
+            self._committed.pop(queue, None)  # after an error it may be either
+        results = await side_by_side(
+            [partial(self._offsets.commit, self.group, queue, value) for queue, value in offsets]
+        )
+        for (queue, value), result in zip(offsets, results, strict=True):
+            if result is None:
+                self._committed[queue] = value
+        for result in results:
+            if result is not None:
+                raise result
 
     # --- reading ------------------------------------------------------------------------------
 

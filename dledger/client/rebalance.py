@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from dledger.allocation import difference, strategy
 from dledger.client.config import PushConsumerConfig
 from dledger.client.held_queues import HeldQueues
 from dledger.client.retry import backoff_s
 from dledger.client.session import ClientSession
+from dledger.client.tasks import side_by_side
 from dledger.codes import RequestCode
 from dledger.errors import BrokerResponseError, DLedgerError, RouteNotFoundError
 from dledger.model import MessageModel, MessageQueue
@@ -138,10 +140,14 @@ class Rebalance:
         complete = self._session.client_id in members
         takeable = await self._held.lockable(change.added)
         complete = complete and len(takeable) == len(change.added)
-        for queue in takeable:
-            try:
-                await self._held.take_over(queue, is_ours=self._is_ours(queue))
-            except DLedgerError as error:
+        results = await side_by_side(
+            [
+                partial(self._held.take_over, queue, is_ours=self._is_ours(queue))
+                for queue in takeable
+            ]
+        )
+        for queue, error in zip(takeable, results, strict=True):
+            if error is not None:
                 logger.info("queue not taken yet queue=%s error=%s", queue, error)
                 complete = False
         if change.revoked or change.added:

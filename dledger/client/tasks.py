@@ -1,13 +1,39 @@
-"""Tasks that nobody waits for."""
+"""Tasks that nobody waits for, and calls that are made side by side."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from dledger.errors import DLedgerError
 
 logger = logging.getLogger(__name__)
+
+SIDE_BY_SIDE_MAX: Final = 256
+_T = TypeVar("_T")
+
+
+async def side_by_side(
+    calls: Sequence[Callable[[], Awaitable[_T]]],
+) -> list[_T | DLedgerError]:
+    """Makes calls at the same time, a bounded number of them, and waits for all.
+
+    Returns:
+        What each returned, or the error of ours that it raised, in their order.
+
+    Raises:
+        BaseException: The first that is no error of ours.
+    """
+    results: list[_T | DLedgerError] = []
+    for start in range(0, len(calls), SIDE_BY_SIDE_MAX):
+        chunk = calls[start : start + SIDE_BY_SIDE_MAX]
+        for result in await asyncio.gather(*(call() for call in chunk), return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, DLedgerError):
+                raise result
+            results.append(result)
+    return results
 
 
 class TaskSet:

@@ -14,11 +14,18 @@ from dledger.client.config import (
     PushConsumerConfig,
     SessionConfig,
 )
+from dledger.client.offsets import Offsets
 from dledger.client.producer import AsyncProducer
 from dledger.client.pull_consumer import AsyncPullConsumer
 from dledger.client.push_consumer import AsyncPushConsumer
 from dledger.codes import RequestCode
-from dledger.errors import ClientClosedError, ConfigError, OffsetOutOfRangeError, RouteNotFoundError
+from dledger.errors import (
+    ClientClosedError,
+    ConfigError,
+    OffsetOutOfRangeError,
+    RequestTimeoutError,
+    RouteNotFoundError,
+)
 from dledger.message import Message, ReceivedMessage
 from dledger.model import ConsumeFrom, MessageQueue
 from tests.support.fake_cluster import FakeCluster
@@ -311,6 +318,92 @@ def test_members_share_the_queues_and_take_over_from_each_other() -> None:
             for member in members:
                 await member.close()
             assert offsets(cluster) == dict.fromkeys(range(8), 10)
+
+    asyncio.run(main())
+
+
+def slow_commits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Counter[int]:
+    """Makes every commit take so long; returns the counts of commits by queue."""
+    counts: Counter[int] = Counter()
+    commit = Offsets.commit
+
+    async def slow(self: Offsets, group: str, queue: MessageQueue, *more: int) -> None:
+        counts[queue.queue_id] += 1
+        await asyncio.sleep(seconds)
+        await commit(self, group, queue, *more)
+
+    monkeypatch.setattr(Offsets, "commit", slow)
+    return counts
+
+
+def test_a_member_takes_many_queues_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster:
+            cluster.create_topic("t", 300)
+            slow_commits(monkeypatch, 0.1)  # 30 s, one after the other
+            async with push(cluster) as consumer:
+                await until(lambda: len(consumer.assignment) == 300)
+
+    asyncio.run(main())
+
+
+def test_pull_positions_are_committed_side_by_side_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster:
+            await fill(cluster, 300, queues=300)
+            counts = slow_commits(monkeypatch, 0.1)  # 30 s, one after the other
+            async with AsyncPullConsumer(
+                "cg", nameserver=cluster.nameserver, config=PullConsumerConfig(session=QUICK)
+            ) as consumer:
+                queues = await consumer.queues("t")
+                for queue in queues:
+                    consumer.seek(queue, 1)
+                async with asyncio.timeout(10):
+                    assert await consumer.commit() == dict.fromkeys(queues, 1)
+                assert offsets(cluster) == dict.fromkeys(range(300), 1)
+                consumer.seek(queues[0], 0)
+                assert len(await consumer.commit()) == 300
+                assert offsets(cluster) == {0: 0, **dict.fromkeys(range(1, 300), 1)}
+                assert counts == {0: 2, **dict.fromkeys(range(1, 300), 1)}
+                # One that was asked for by name is committed whether or not it has moved.
+                await consumer.commit(queues[5])
+                await consumer.commit(queues[6], 0)
+                await consumer.commit()
+                assert counts[5] == 2 and counts[6] == 3
+                assert offsets(cluster)[6] == 1
+
+    asyncio.run(main())
+
+
+def test_an_offset_whose_commit_failed_is_committed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster:
+            await fill(cluster, 4)
+            async with AsyncPullConsumer(
+                "cg", nameserver=cluster.nameserver, config=PullConsumerConfig(session=QUICK)
+            ) as consumer:
+                for queue in await consumer.queues("t"):
+                    consumer.seek(queue, 1)
+                commit = Offsets.commit
+
+                async def failing(
+                    self: Offsets, group: str, queue: MessageQueue, offset: int
+                ) -> None:
+                    if queue.queue_id == 2:
+                        raise RequestTimeoutError("as if nobody answered")
+                    await commit(self, group, queue, offset)
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(Offsets, "commit", failing)
+                    with pytest.raises(RequestTimeoutError):
+                        await consumer.commit()
+                assert offsets(cluster) == {0: 1, 1: 1, 3: 1}
+                await consumer.commit()
+                assert offsets(cluster) == dict.fromkeys(range(4), 1)
 
     asyncio.run(main())
 

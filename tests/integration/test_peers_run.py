@@ -29,7 +29,7 @@ class FakePeer(Peer):
     def __init__(self, *, fails: str = "") -> None:
         self.fails = fails
         self.topics: dict[str, list[bytes]] = {}
-        self.starts = self.stops = self.refused = 0
+        self.starts = self.stops = self.refused = self.revived = 0
 
     def missing(self) -> str | None:
         return None
@@ -79,16 +79,23 @@ class FakePeer(Peer):
         self.refused = 3
 
     def revive(self) -> None:
+        self.revived += 1
         self._servers.start("n1", SLEEP)
 
 
 def measured(
-    monkeypatch: pytest.MonkeyPatch, peers: dict[str, Peer | str], rounds: int = 1
+    monkeypatch: pytest.MonkeyPatch, peers: dict[str, Peer | str], rounds: int = 1, kills: int = 1
 ) -> harness.Results:
     monkeypatch.setattr(harness, "load", peers.__getitem__)
     monkeypatch.setattr(harness.limit, "measure", lambda *_: {"messages_1k_per_s": 1000})
     sizes = harness.dataclasses.replace(
-        harness.QUICK, rounds=rounds, idle_s=0, warm_up_s=0.01, load_s=0.05, latency_s=0.05
+        harness.QUICK,
+        rounds=rounds,
+        idle_s=0,
+        warm_up_s=0.01,
+        load_s=0.05,
+        latency_s=0.05,
+        kills=kills,
     )
     return harness.measure(list(peers), sizes, minutes=5)
 
@@ -127,10 +134,11 @@ def test_a_send_is_repeated_until_the_cluster_has_got_over_the_kill(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peer = FakePeer()
-    results = measured(monkeypatch, {"whole": peer})
+    results = measured(monkeypatch, {"whole": peer}, kills=2)
     pause = next(sample.value for sample in results.samples if sample.figure == "s")
     assert pause > 3 * 0.01
-    assert len(peer.topics["kill-0"]) == 21
+    assert len(peer.topics["kill-0"]) == len(peer.topics["kill-1"]) == 21
+    assert peer.revived == 1
 
 
 def test_rounds_go_back_and_forth_and_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

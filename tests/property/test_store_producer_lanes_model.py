@@ -89,9 +89,8 @@ def test_lanes_are_what_the_log_says(
         steps = list(enumerate(script[at : at + size], at))
         if aborted:  # a transaction that fails leaves no trace
             changes = LaneChanges(lanes)
-            changes.record(
-                SendRecord(9, 0, 1, 0, 0, 1, 0), limits=limit, index=0, number=0, timestamp_ms=0
-            )
+            aside = SendRecord(9, 0, 1, 0, 0, 1, 0)
+            changes.record([aside], limits=limit, index=0, timestamp_ms=0)
             changes.drop_topic(1)
         changes = LaneChanges(lanes)
         for index, step in steps:
@@ -103,7 +102,7 @@ def test_lanes_are_what_the_log_says(
                     tried.append((lane, sequence, count))
                     batch = LaneBatch(sequence, count, index, index * 7)
                     send = SendRecord(lane[0], sequence, lane[1], lane[2], index, count, index * 7)
-                    changes.record(send, limits=limit, index=index, number=0, timestamp_ms=now_ms)
+                    changes.record([send], limits=limit, index=index, timestamp_ms=now_ms)
                     model.send(lane, batch, now_ms, limit)
                 case ("delete topic", int(topic)):
                     changes.drop_topic(topic)

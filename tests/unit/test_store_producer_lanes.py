@@ -10,6 +10,7 @@ import pytest
 from dledger.errors import ConfigError
 from dledger.model import TopicConfig
 from store.producer_lanes import (
+    LANE_HEAD,
     LANE_KEY,
     LaneBatch,
     LaneChanges,
@@ -31,8 +32,7 @@ def send(producer: int, sequence: int, count: int = 1, *, topic: int = 1, queue:
 
 def record(lanes: Lanes, index: int, *sends: SendRecord, at_ms: int = 0, limits=LIMITS) -> None:
     changes = LaneChanges(lanes)
-    for number, each in enumerate(sends):
-        changes.record(each, limits=limits, index=index, number=number, timestamp_ms=at_ms)
+    changes.record(sends, limits=limits, index=index, timestamp_ms=at_ms)
     changes.apply()
 
 
@@ -98,14 +98,24 @@ def test_limits_are_checked(field: str) -> None:
         LaneLimits(**{field: 0})
 
 
+def test_sends_to_topics_that_are_gone_leave_a_gap_in_the_numbers() -> None:
+    lanes: Lanes = Lanes()
+    changes = LaneChanges(lanes)
+    sends = [send(1, 0), send(2, 0, topic=8), send(3, 0)]
+    changes.record(sends, limits=LIMITS, index=5, timestamp_ms=9, without=[8])
+    changes.apply()
+    assert producers(lanes) == [1, 3]
+    # The numbers are those of the entry, whichever topics a replica still has.
+    assert [LANE_HEAD.unpack_from(lane) for lane in lanes.values()] == [(5, 0, 9), (5, 2, 9)]
+
+
 def test_the_store_keeps_lanes_with_their_topic(tmp_path: Path) -> None:
     def opened() -> StateStore:
         return StateStore.open(tmp_path, map_bytes=1 << 20, boot_id=lambda: "b")
 
     def put(store: StateStore, index: int, *sends: SendRecord) -> None:
         with store.write() as batch:
-            for number, each in enumerate(sends):
-                batch.record_send(each, limits=LIMITS, index=index, number=number, timestamp_ms=0)
+            batch.record_sends(sends, limits=LIMITS, index=index, timestamp_ms=0)
             batch.set_applied(index, 1)
 
     store = opened()
@@ -114,7 +124,7 @@ def test_the_store_keeps_lanes_with_their_topic(tmp_path: Path) -> None:
             batch.put_topic(TopicConfig(name=name))
     put(store, 2, send(1, 0, 2), send(1, 0, topic=2), send(2, 0, queue=5))
     with pytest.raises(RuntimeError), store.write() as batch:
-        batch.record_send(send(1, 2), limits=LIMITS, index=3, number=0, timestamp_ms=0)
+        batch.record_sends([send(1, 2)], limits=LIMITS, index=3, timestamp_ms=0)
         raise RuntimeError
     assert store.find_send(1, 1, 0, 2, 1) is Repeated.NO
     store.close(clean=False)
@@ -125,7 +135,7 @@ def test_the_store_keeps_lanes_with_their_topic(tmp_path: Path) -> None:
     put(store, 3, send(3, 0))  # drops the longest unused
     assert store.find_send(1, 1, 0, 0, 2) is Repeated.NO
     with store.write() as batch:
-        batch.record_send(send(4, 0, topic=2), limits=LIMITS, index=4, number=0, timestamp_ms=0)
+        batch.record_sends([send(4, 0, topic=2)], limits=LIMITS, index=4, timestamp_ms=0)
         batch.delete_topic("t")
         batch.set_applied(4, 1)
     assert store.find_send(3, 1, 0, 0, 1) is Repeated.NO
