@@ -35,7 +35,7 @@ class Oracle:
         self.violations: list[Violation] = []
         self._committed: dict[int, tuple[int, int, str]] = {}
         self._leaders: dict[int, str] = {}
-        self._acknowledged = 0
+        self._acknowledged: dict[int, int] = {}  # the newest entry, by the term it was stored in
         self._commit: dict[str, int] = {}
         self._terms: dict[str, int] = {}
         self.applied_count = 0
@@ -84,7 +84,9 @@ class Oracle:
         other = self._leaders.setdefault(term, replica)
         if other != replica:
             self.violated("one-leader", f"{other} and {replica} lead in term {term}")
-        index = self._acknowledged
+        # A leader that stood still may learn late that it was elected. It owes what was stored in
+        # the terms before its own; what others stored in later ones it cannot have.
+        index = max((at for of, at in self._acknowledged.items() if of < term), default=0)
         if index > log.last_index:
             self.violated(
                 "leader-complete",
@@ -207,10 +209,15 @@ class Oracle:
 
     def acknowledged(self, index: int, log: Any) -> None:
         """An entry's proposer was told that it is stored; `log` is its leader's."""
-        self._acknowledged = max(self._acknowledged, index)
-        if index not in self._committed:
-            term = log.term_at(index)
-            self._check_majority(index, -1 if term is None else term, "acknowledged")
+        known = self._committed.get(index)
+        if known is not None:
+            term = known[0]
+        else:
+            found = log.term_at(index)
+            term = -1 if found is None else found
+            self._check_majority(index, term, "acknowledged")
+        # Its proposer led in the entry's own term, or it would not know what became of it.
+        self._acknowledged[term] = max(self._acknowledged.get(term, 0), index)
 
     def observe(self, process: str, replica: str, node: Any, log: Any) -> None:
         """Looks at a running node."""

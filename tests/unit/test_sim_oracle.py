@@ -109,3 +109,15 @@ def test_learners_do_not_count(five: Five) -> None:
     write(logs, ("r0", "r2", "r4"), 3, 1, MESSAGE)
     oracle.acknowledged(3, logs["r0"])
     assert [found.rule for found in oracle.violations] == ["majority-durable"]
+
+
+def test_a_leader_owes_what_was_stored_before_its_term_and_not_what_came_after(five: Five) -> None:
+    oracle, logs = five
+    write(logs, ("r0", "r1", "r4"), 1, 1, MESSAGE)
+    oracle.acknowledged(1, logs["r0"])
+    write(logs, ("r2", "r3", "r4"), 2, 3, MESSAGE)
+    oracle.acknowledged(2, logs["r4"])
+    oracle.serving("r1#1", "r1", 2, None, logs["r1"])  # it stood still while r4 was elected
+    assert not oracle.violations
+    oracle.serving("r1#1", "r1", 4, None, logs["r1"])
+    assert [found.rule for found in oracle.violations] == ["leader-complete"]
