@@ -183,15 +183,15 @@ class ListSnapshots:
             if (len(writer.data), zlib.crc32(writer.data)) != (size, crc):
                 done(None, RemoteProtocolError("damaged on its way"))
                 return
+            shelf = self._shelf
             try:
                 if not may_install():
                     raise TransferFailedError("the log has gone on; no snapshot is needed")
+                shelf.newest, shelf.installing = (applied_index, writer.data), record
+                self._log.reset_to(record)
             except DLedgerError as error:
                 done(None, error)
                 return
-            shelf = self._shelf
-            shelf.newest, shelf.installing = (applied_index, writer.data), record
-            self._log.reset_to(record)
             _replace(self._host, self._state, shelf)
             self._on_installed(applied_index)
             done(self._state.applied_index, None)
