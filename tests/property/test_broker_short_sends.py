@@ -394,3 +394,19 @@ def test_what_stands_inside_a_tag_is_no_key() -> None:
             assert side.taken == taken
 
     asyncio.run(main())
+
+
+def test_a_producers_number_is_seen_however_its_name_is_written() -> None:
+    """JSON may escape any letter; whoever numbers their sends goes the general way."""
+
+    async def main() -> None:
+        side = Side(_intake(), short=True, inflight_max=4096)
+        for name, taken in (("x", 1), ("dlProducerId", 1), ("\\u0064lProducerId", 1)):
+            data = (
+                rb'{"code":310,"extFields":{"a":"g","b":"t","e":"1","g":"5",'
+                rb'"i":"UNIQ_KEY\u0001K7\u0002","%b":"%016x"},"opaque":3}'
+            ) % (name.encode(), 255)
+            await side.turn(encode_frame(data, b"one"), "done")
+            assert side.taken == taken
+
+    asyncio.run(main())
