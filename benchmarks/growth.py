@@ -167,6 +167,7 @@ def draw_all(results: dict[str, Any], directory: Path) -> None:
 def main() -> int:
     """Runs, reports, draws; returns the exit code."""
     options = parse()
+    machine.stop_when_told()
     if options.list:
         for experiment in EXPERIMENTS.values():
             print(f"{experiment.name:12} {experiment.minutes:4g} min  {experiment.about}")

@@ -372,6 +372,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measures, prints the table and writes it as JSON."""
     options = parse()
+    machine.stop_when_told()
     about = machine.facts()
     lines = []
     with fresh_cluster() as cluster:

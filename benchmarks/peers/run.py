@@ -16,14 +16,13 @@ import dataclasses
 import gc
 import importlib
 import json
-import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -362,11 +361,7 @@ def main() -> int:
     parser.add_argument("--from", dest="earlier", type=Path, help="show this run's, measure none")
     parser.add_argument("--write", action="store_true", help="the table into docs/performance.md")
     options = parser.parse_args()
-
-    def end(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)  # through every `finally`, so that no server stays behind
-
-    signal.signal(signal.SIGTERM, end)
+    machine.stop_when_told()
     if options.earlier:
         content = json.loads(options.earlier.read_text())
     else:
