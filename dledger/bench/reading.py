@@ -220,8 +220,9 @@ async def fan_out(load: Load) -> Figures:
     async def follow(consumer: AsyncPullConsumer, queue: MessageQueue) -> None:
         nonlocal read
         while True:
-            messages = await consumer.pull(queue, timeout_s=1.0)
-            read += len(messages)
+            # Not kept while the next ones are waited for: with as many readers that would be more
+            # than the processors' caches hold.
+            read += len(await consumer.pull(queue, timeout_s=1.0))
             if read >= expected:
                 done.set()
 
