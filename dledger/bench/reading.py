@@ -220,9 +220,10 @@ async def fan_out(load: Load) -> Figures:
     async def follow(consumer: AsyncPullConsumer, queue: MessageQueue) -> None:
         nonlocal read
         while True:
-            # Not kept while the next ones are waited for: with as many readers that would be more
-            # than the processors' caches hold.
-            read += len(await consumer.pull(queue, timeout_s=1.0))
+            messages = await consumer.pull(queue, timeout_s=1.0)
+            read += len(messages)
+            # Kept until the next ones come, those of so many readers would fill all caches.
+            del messages
             if read >= expected:
                 done.set()
 
