@@ -54,4 +54,4 @@ class StateTables:
     digest: bytes = bytes(keys.DIGEST_BYTES)  # of everything that was applied, and its results
     checkpoints: tuple[tuple[int, bytes], ...] = ()  # (log index, digest), the newest last
     retained_offset: int = 0  # messages before this physical offset are gone
-    sweep: Sweep = Sweep()  # how far the key index is rid of what is gone
+    sweep: Sweep = field(default_factory=Sweep)  # how far the key index is rid of what is gone
