@@ -19,11 +19,13 @@ class MessageRun:
     It says the same as an `EncodedMessage` for each of them would.
 
     Attributes:
+        tag_hash: Of the tag of all of them, 0 without one.
+        unique_keys: One for each message.
         stored_bytes: Of all messages.
         stem_bytes: Length of the index key of each, without the physical offset.
     """
 
-    __slots__ = ("_stored", "_tag_hash", "_unique_keys", "stem_bytes", "stored_bytes")
+    __slots__ = ("_stored", "stem_bytes", "stored_bytes", "tag_hash", "unique_keys")
 
     def __init__(self, stored: StoredRun, tag_hash: int, unique_keys: Sequence[bytes]) -> None:
         """Makes a run.
@@ -35,13 +37,13 @@ class MessageRun:
                 `UNIQUE_KEY_BYTES_MAX`.
         """
         self._stored = stored
-        self._tag_hash = tag_hash
-        self._unique_keys = unique_keys
+        self.tag_hash = tag_hash
+        self.unique_keys = unique_keys
         self.stored_bytes = stored.size_bytes
         self.stem_bytes = keys.STEM_HEAD.size + len(unique_keys[0])
 
     def __len__(self) -> int:
-        return len(self._unique_keys)
+        return len(self.unique_keys)
 
     @property
     def first_bytes(self) -> int:
@@ -60,19 +62,19 @@ class MessageRun:
 
     def units(self, positions: Iterable[int]) -> Iterator[bytes]:
         """Yields the ConsumeQueue unit of each message."""
-        return map(keys.UNIT.pack, positions, self._stored.sizes, repeat(self._tag_hash))
+        return map(keys.UNIT.pack, positions, self._stored.sizes, repeat(self.tag_hash))
 
     def index_records(
         self, topic_id: int, positions: Iterable[int], store_timestamp_ms: int
     ) -> Iterator[bytes]:
         """Yields the key index record of each message."""
-        key_bytes = len(self._unique_keys[0])
-        stem = keys.key_stem(topic_id, self._unique_keys[0], unique=True)
+        key_bytes = len(self.unique_keys[0])
+        stem = keys.key_stem(topic_id, self.unique_keys[0], unique=True)
         record = Struct(f">{keys.STEM_HEAD.size}s{key_bytes}sQQ")
         return map(
             record.pack,
             repeat(stem[: keys.STEM_HEAD.size]),
-            self._unique_keys,
+            self.unique_keys,
             positions,
             repeat(store_timestamp_ms),
         )
