@@ -27,7 +27,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker import riders
-from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
+from broker.messages_command import (
+    EncodedMessage,
+    Messages,
+    MessagesBuilder,
+    Part,
+    SendIdentity,
+)
 from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
 from broker.riders import Rider
 from broker.state_machine import MessagesApplied
@@ -248,7 +254,7 @@ class Appender:
         self,
         topic: TopicConfig,
         queue_id: int,
-        messages: Sequence[EncodedMessage],
+        messages: Messages,
         callback: AppendCallback,
         identity: SendIdentity | None = None,
         *,

@@ -36,6 +36,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.commands import CommandType
+from broker.message_run import MessageRun
 from dledger.codes import MessageFlag
 from dledger.errors import ConfigError, InvariantError, invariant
 from store import state_keys as keys
@@ -81,6 +82,9 @@ class EncodedMessage(msgspec.Struct, frozen=True):
     keys: Sequence[bytes] = ()
 
 
+Messages = Sequence[EncodedMessage] | MessageRun
+
+
 class SendIdentity(NamedTuple):
     """By which a repeated request is known: its producer, and the number of its first message.
 
@@ -97,6 +101,7 @@ class Part:
     Attributes:
         messages: At least one.
         identity: Whose request it is, if its producer numbers its messages.
+        stored_bytes: Bytes of the messages.
         size_bytes: Bytes of the messages, their units and their index records in a command.
         key_lengths: Lengths of the index keys, without the physical offset.
         first_queue_offset: Queue offset of the first; the others follow. -1 before encoding.
@@ -111,12 +116,13 @@ class Part:
         "physical_offsets",
         "size_bytes",
         "stems",
+        "stored_bytes",
     )
 
     def __init__(
         self,
         topic_id: int,
-        messages: Sequence[EncodedMessage],
+        messages: Messages,
         identity: SendIdentity | None = None,
     ) -> None:
         invariant(messages, "no messages to append", topic_id=topic_id)
@@ -126,15 +132,24 @@ class Part:
         self.physical_offsets: list[int] = []
         # (index key without the physical offset, number of the message)
         self.stems: list[tuple[bytes, int]] = []
+        if isinstance(messages, MessageRun):
+            self.key_lengths = frozenset((messages.stem_bytes,))
+            self.stored_bytes = messages.stored_bytes
+            size = len(messages) * (messages.stem_bytes + keys.KEY_TAIL.size)
+        else:
+            size = self._index(topic_id, messages)
+        size += self.stored_bytes + len(messages) * keys.UNIT_BYTES
+        self.size_bytes = size if identity is None else size + SEND.size
+
+    def _index(self, topic_id: int, messages: Sequence[EncodedMessage]) -> int:
+        """Finds what is indexed of each message; returns how many bytes the records will take."""
         stems = self.stems
-        size = len(messages) * keys.UNIT_BYTES
-        if identity is not None:
-            size += SEND.size
+        self.stored_bytes = 0
         for number, message in enumerate(messages):
             stored_bytes = len(message.stored)
             if stored_bytes < _STORED_BYTES_MIN:
                 raise InvariantError(f"stored message of {stored_bytes} bytes")
-            size += stored_bytes
+            self.stored_bytes += stored_bytes
             if message.unique_key:
                 stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
             if message.keys:
@@ -144,7 +159,13 @@ class Part:
                         stems.append((keys.key_stem(topic_id, word, unique=False), number))
         lengths = [len(stem) for stem, _ in stems]
         self.key_lengths = frozenset(lengths)
-        self.size_bytes = size + sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+        return sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+
+    @property
+    def first_bytes(self) -> int:
+        """Size of the first message."""
+        messages = self.messages
+        return messages.first_bytes if isinstance(messages, MessageRun) else len(messages[0].stored)
 
     @property
     def command_bytes(self) -> int:
@@ -210,38 +231,26 @@ class MessagesBuilder:
         Cost: about a microsecond a message, and one copy of its bytes.
         """
         runs: list[bytes] = []
-        units: list[bytes] = []
-        bodies: list[Buffer] = []
-        queue_offsets: list[int] = []
         sends: list[bytes] = []
-        records: dict[int, list[bytes]] = {length: [] for length in sorted(self._key_lengths)}
+        encoded = _Encoded(sorted(self._key_lengths), store_timestamp_ms)
         # Messages stand at the end, after everything whose size is known by now.
-        position = body_offset + self.size_bytes - self._messages_bytes()
-        messages_at = position - body_offset
-        pack_unit, pack_tail = keys.UNIT.pack, keys.KEY_TAIL.pack
+        messages_bytes = sum(part.stored_bytes for parts in self._runs.values() for part in parts)
+        position = body_offset + self.size_bytes - messages_bytes
         for (topic_id, queue_id), parts in self._runs.items():
             count = sum(len(part.messages) for part in parts)
             queue_offset = take_offsets(topic_id, queue_id, count)
             runs.append(RUN.pack(topic_id, queue_id, queue_offset, count))
-            queue_offsets.extend(range(queue_offset, queue_offset + count))
             for part in parts:
                 part.first_queue_offset = queue_offset
+                encoded.add(topic_id, part, position)
                 queue_offset += len(part.messages)
-                positions = part.physical_offsets
-                for message in part.messages:
-                    stored = message.stored
-                    size = len(stored)
-                    positions.append(position)
-                    units.append(pack_unit(position, size, message.tag_hash))
-                    bodies.append(stored)
-                    position += size
+                position += part.stored_bytes
                 if part.identity is not None:
                     sends.append(_pack_send(part, part.identity, topic_id, queue_id))
-                for stem, number in part.stems:
-                    tail = pack_tail(positions[number], store_timestamp_ms)
-                    records[len(stem)].append(stem + tail)
-        pieces = self._before_messages(store_timestamp_ms, runs, units, records, sends)
-        pieces.extend(bodies)
+        pieces = self._before_messages(
+            store_timestamp_ms, runs, encoded.units, encoded.records, sends
+        )
+        pieces.extend(encoded.pieces)
         command = bytearray().join(pieces)
         invariant(
             len(command) == self.size_bytes,
@@ -249,7 +258,7 @@ class MessagesBuilder:
             size_bytes=len(command),
             announced=self.size_bytes,
         )
-        _stamp(command, messages_at, body_offset, bodies, queue_offsets, store_timestamp_ms)
+        encoded.stamp(command, body_offset)
         return command
 
     def _before_messages(
@@ -284,13 +293,53 @@ class MessagesBuilder:
             pieces.extend(sends)
         return pieces
 
-    def _messages_bytes(self) -> int:
-        return sum(
-            len(message.stored)
-            for parts in self._runs.values()
-            for part in parts
-            for message in part.messages
-        )
+
+class _Encoded:
+    """Messages and their index as they stand in a command, part after part."""
+
+    __slots__ = ("_stamps", "_time_ms", "pieces", "records", "units")
+
+    def __init__(self, stem_lengths: Iterable[int], store_timestamp_ms: int) -> None:
+        self.units: list[bytes] = []
+        self.records: dict[int, list[bytes]] = {length: [] for length in stem_lengths}
+        self.pieces: list[Buffer] = []
+        self._stamps: list[tuple[int, int]] = []  # physical and queue offset still to be put in
+        self._time_ms = store_timestamp_ms
+
+    def add(self, topic_id: int, part: Part, position: int) -> None:
+        """Adds messages that begin at a physical offset."""
+        messages, time_ms = part.messages, self._time_ms
+        if isinstance(messages, MessageRun):
+            positions = part.physical_offsets = messages.positions(position)
+            self.units.extend(messages.units(positions))
+            self.pieces.extend(messages.pieces(part.first_queue_offset, positions, time_ms))
+            records = messages.index_records(topic_id, positions, time_ms)
+            self.records[messages.stem_bytes].extend(records)
+            return
+        positions = part.physical_offsets
+        pack_unit, pack_tail = keys.UNIT.pack, keys.KEY_TAIL.pack
+        for message in messages:
+            stored = message.stored
+            size = len(stored)
+            positions.append(position)
+            self.units.append(pack_unit(position, size, message.tag_hash))
+            self.pieces.append(stored)
+            position += size
+        first = part.first_queue_offset
+        self._stamps.extend(zip(positions, range(first, first + len(positions)), strict=True))
+        for stem, number in part.stems:
+            tail = pack_tail(positions[number], time_ms)
+            self.records[len(stem)].append(stem + tail)
+
+    def stamp(self, command: bytearray, body_offset: int) -> None:
+        """Puts places and time into the messages that were encoded without them."""
+        pack_offsets, pack_timestamp = _OFFSETS.pack_into, _TIMESTAMP.pack_into
+        for position, queue_offset in self._stamps:
+            at = position - body_offset
+            pack_offsets(command, at + _OFFSETS_AT, queue_offset, position)
+            v6 = command[at + _SYS_FLAG_LOW_BYTE_AT] & _BORN_HOST_V6
+            timestamp_at = at + (_TIMESTAMP_AT_V6 if v6 else _TIMESTAMP_AT)
+            pack_timestamp(command, timestamp_at, self._time_ms)
 
 
 def _pack_send(part: Part, identity: SendIdentity, topic_id: int, queue_id: int) -> bytes:
@@ -303,25 +352,6 @@ def _pack_send(part: Part, identity: SendIdentity, topic_id: int, queue_id: int)
         len(part.messages),
         part.physical_offsets[0],
     )
-
-
-def _stamp(
-    command: bytearray,
-    messages_at: int,
-    body_offset: int,
-    bodies: Iterable[Buffer],
-    queue_offsets: Iterable[int],
-    store_timestamp_ms: int,
-) -> None:
-    pack_offsets, pack_timestamp = _OFFSETS.pack_into, _TIMESTAMP.pack_into
-    at = messages_at
-    for stored, queue_offset in zip(bodies, queue_offsets, strict=True):
-        pack_offsets(command, at + _OFFSETS_AT, queue_offset, body_offset + at)
-        v6 = command[at + _SYS_FLAG_LOW_BYTE_AT] & _BORN_HOST_V6
-        pack_timestamp(
-            command, at + (_TIMESTAMP_AT_V6 if v6 else _TIMESTAMP_AT), store_timestamp_ms
-        )
-        at += len(stored)
 
 
 class Run(NamedTuple):

@@ -12,12 +12,12 @@ import asyncio
 import hashlib
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dledger.client.attempt import Attempt, Request
-from dledger.client.batching import Pending, encode_elements
+from dledger.client.batching import Pending, encode_elements, total_messages
 from dledger.client.config import ProducerConfig
 from dledger.client.isolation import NO_ANSWER_S, Isolation
 from dledger.client.results import SendResult
@@ -59,6 +59,7 @@ _ATTEMPT_MIN_S = 0.2
 Ended = Callable[["Attempt | Outcome"], None]
 logger = logging.getLogger(__name__)
 _attempts = operator.attrgetter("attempts")
+_keys = operator.attrgetter("keys")
 _TIMERS = (b"TIMER_DELAY_SEC", b"TIMER_DELAY_MS", b"TIMER_DELIVER_MS")
 
 
@@ -210,7 +211,8 @@ class BatchSender:
 
         Args:
             queue: Where to.
-            batch: Messages in order; all alone or all batchable.
+            batch: Messages, or user-made batches of them, in order; one that is alone, or all
+                batchable.
             may_leave: Another broker group can take messages that are not pinned, so return them
                 instead of waiting for this group's next leader.
             attempt: What `begin` made of it.
@@ -416,7 +418,8 @@ class BatchSender:
         again = recognised == "1"
         if len(ids) != count:
             ids = [ids[0]] * count
-        if len(batch) > 1 and not again and not any(map(_attempts, batch)):
+        ordinary = len(batch) > 1 and not any(map(_keys, batch))
+        if ordinary and not again and not any(map(_attempts, batch)):
             # Nearly always: an ordinary batch at its first attempt. The rest is as by default.
             places = range(offset, offset + count)
             for item, name, place in zip(batch, ids, places, strict=True):
@@ -490,8 +493,3 @@ def final_error(item: Pending, error: DLedgerError) -> DLedgerError:
     )
     failed.__cause__ = error
     return failed
-
-
-def total_messages(items: Sequence[Pending]) -> int:
-    """Returns the number of messages in these items; a user-made batch counts as its messages."""
-    return len(items) + sum([len(item.keys) - 1 for item in items if item.keys])

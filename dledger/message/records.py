@@ -269,7 +269,15 @@ class StoredTemplate:
     Cost: about a third of `encode_stored` for each message.
     """
 
-    __slots__ = ("_after_time", "_before_time", "_fixed_bytes", "_magic", "_queue_id", "_topic")
+    __slots__ = (
+        "_after_time",
+        "_before_time",
+        "_born_host_bytes",
+        "fixed_bytes",
+        "magic",
+        "queue_id",
+        "topic",
+    )
 
     def __init__(
         self,
@@ -306,12 +314,13 @@ class StoredTemplate:
             properties=b"",
         )
         topic_at = _HEAD_SIZE + len(born_host) - 8 + len(store_host) - 8
-        self._fixed_bytes = len(empty)
-        self._magic: int = _FRONT.unpack_from(empty)[1]
-        self._queue_id = queue_id
+        self.fixed_bytes = len(empty)  # of a message without body and properties
+        self.magic: int = _FRONT.unpack_from(empty)[1]
+        self.queue_id = queue_id
         self._before_time = empty[QUEUE_OFFSET_AT:_BORN_TIMESTAMP_AT]
         self._after_time = empty[_BORN_TIMESTAMP_AT + _I64.size : topic_at - _U32.size]
-        self._topic = empty[topic_at : -_U16.size]
+        self._born_host_bytes = len(born_host)
+        self.topic = empty[topic_at : -_U16.size]  # with its length
 
     def born(self, timestamp_ms: int) -> bytes:
         """Returns what `encode` needs for messages of this time.
@@ -323,6 +332,24 @@ class StoredTemplate:
             return self._before_time + _I64.pack(timestamp_ms) + self._after_time
         except struct.error as exc:
             raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
+
+    def middle(self, born_time: bytes, store_timestamp_ms: int) -> bytes:
+        """Returns what stands between the physical offset and the length of the body.
+
+        Args:
+            born_time: Eight bytes.
+            store_timestamp_ms: When the message is stored.
+        """
+        host_bytes = self._born_host_bytes
+        return b"".join(
+            (
+                self._before_time[SYS_FLAG_AT - QUEUE_OFFSET_AT :],
+                born_time,
+                self._after_time[:host_bytes],
+                _I64.pack(store_timestamp_ms),
+                self._after_time[host_bytes + _I64.size :],
+            )
+        )
 
     def encode(self, born: bytes, flag: int, body: _Buffer, properties: bytes) -> bytes:
         """Returns one message.
@@ -341,16 +368,16 @@ class StoredTemplate:
             return b"".join(
                 (
                     _FRONT.pack(
-                        self._fixed_bytes + body_length + properties_length,
-                        self._magic,
+                        self.fixed_bytes + body_length + properties_length,
+                        self.magic,
                         crc32(body) & 0x7FFFFFFF,
-                        self._queue_id,
+                        self.queue_id,
                         flag,
                     ),
                     born,
                     _U32.pack(body_length),
                     body,
-                    self._topic,
+                    self.topic,
                     _U16.pack(properties_length),
                     properties,
                 )
