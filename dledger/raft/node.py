@@ -453,7 +453,7 @@ class RaftNode(SnapshotHost):
         if self._tick_scheduled or self._stopped or self._loop is None:
             return
         self._tick_scheduled = True
-        self._loop.call_soon(self._tick)
+        self._loop.call_soon(self._tick_if_scheduled)
 
     def wake_within(self, delay_s: float) -> None:
         """Ticks after so long at the latest."""
@@ -513,6 +513,13 @@ class RaftNode(SnapshotHost):
             self._engine.durable_changed()
         except Exception as error:
             self._fatal(error)
+        # Often the last thing that a commit has waited for: another turn of the loop first, with
+        # the sync thread at the interpreter, would cost as much as the commit itself.
+        self._tick_if_scheduled()
+
+    def _tick_if_scheduled(self) -> None:
+        if self._tick_scheduled:
+            self._tick()
 
     def _tick(self) -> None:
         self._tick_scheduled = False
