@@ -392,6 +392,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small: does everything run?")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:
         options.messages, options.rounds, options.trials = 2000, 1, 1
@@ -418,8 +419,8 @@ def main() -> None:
     text = f"{markdown(lines)}\n\n{machine.describe(about)}"
     print(text)
     if options.write:
-        page = replace_between(PAGE.read_text(encoding="utf-8"), "table", text)
-        PAGE.write_text(page, encoding="utf-8")
+        page = replace_between(options.page.read_text(encoding="utf-8"), "table", text)
+        options.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
