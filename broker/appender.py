@@ -22,12 +22,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from broker import riders
-from broker.messages_command import EncodedMessage, MessagesBuilder, Part, SendIdentity
+from broker.messages_command import RUN, EncodedMessage, MessagesBuilder, Part, SendIdentity
 from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
 from broker.riders import Rider
 from broker.state_machine import MessagesApplied
@@ -54,6 +54,8 @@ _logger = logging.getLogger(__name__)
 
 # (result of the command, None) or (None, error)
 ProposalCallback = Callable[[object, DLedgerError | None], None]
+# (ids of topics that had been deleted before: nothing is stored in them; None) or ((), error)
+RunsCallback = Callable[[Collection[int], DLedgerError | None], None]
 
 # How long a repetition waits whose first attempt nobody waits for any more: without a pause its
 # producer would ask again at once.
@@ -100,6 +102,14 @@ class AppenderStatistics:
     pending_bytes: int
     commands_in_flight: int
     commands_waiting: int
+
+
+class QueueRun(NamedTuple):
+    """Messages for one queue, of any number of requests."""
+
+    topic_id: int
+    queue_id: int
+    part: Part
 
 
 class Proposer(Protocol):
@@ -152,7 +162,16 @@ class AppliedState(Protocol):
 class _Gathering:
     """One command being gathered, then proposed. Satisfies `StampedCommand`."""
 
-    __slots__ = ("_owner", "builder", "prefix", "requests", "riders", "size_bytes", "whole")
+    __slots__ = (
+        "_owner",
+        "builder",
+        "prefix",
+        "requests",
+        "riders",
+        "runs_callbacks",
+        "size_bytes",
+        "whole",
+    )
 
     def __init__(
         self,
@@ -167,7 +186,16 @@ class _Gathering:
         self.whole = whole  # called back instead of each request's own callback
         self.size_bytes = len(prefix) + self.builder.size_bytes
         self.requests: list[AppendRequest] = []
+        self.runs_callbacks: list[RunsCallback] = []
         self.riders: list[tuple[Rider, Part, int]] = []
+
+    def add_runs(self, runs: Iterable[QueueRun], callback: RunsCallback) -> None:
+        """Adds the messages of many requests, which are called back as one."""
+        builder = self.builder
+        for topic_id, queue_id, part in runs:
+            builder.add(topic_id, queue_id, part)
+        self.size_bytes = len(self.prefix) + builder.size_bytes
+        self.runs_callbacks.append(callback)
 
     def add(self, request: AppendRequest, queue_id: int, rider: Rider | None) -> None:
         """Adds the messages of a request."""
@@ -225,6 +253,7 @@ class Appender:
         self._under_way = RequestsUnderWay()
         self._store_timestamp_ms = 0
         self._waiting: deque[_Gathering] = deque()  # the last one may still grow
+        self._gatherers: list[Callable[[], None]] = []
         self._flush_scheduled = False
         self._commands_in_flight = 0
         self._pending_bytes = 0
@@ -291,6 +320,48 @@ class Appender:
         part = Part(topic.topic_id, messages, identity)
         size = part.command_bytes + (riders.prefix_bytes([(rider, part, 0)]) if rider else 0)
         self._check_room(len(messages), size)
+        gathering = self._gathering(size, rider)
+        before = gathering.size_bytes
+        request = AppendRequest(part, topic, queue_id, callback)
+        if request.lane is not None:
+            self._under_way.add(request.lane, request)
+        gathering.add(request, queue_id, rider)
+        self._pending_bytes += gathering.size_bytes - before
+        self._schedule_flush()
+        return False
+
+    def append_runs(self, runs: Sequence[QueueRun], callback: RunsCallback) -> None:
+        """Takes messages of many requests to many queues, which share one callback.
+
+        Args:
+            runs: At least one; no queue twice. About `command_bytes_max` in all.
+            callback: Called once, later. Without an error the parts hold their places, but for
+                those of topics that had been deleted. It must not raise.
+
+        Raises, with nothing accepted and no callback to come: as `append`.
+
+        Durability: as `append`.
+        """
+        if self._serving_term is None:
+            raise NotLeaderError(self._raft.leader_id, self._raft.term)
+        size = sum([part.size_bytes for _, _, part in runs]) + len(runs) * RUN.size
+        self._check_room(len(runs), size)
+        gathering = self._gathering(size, None)
+        before = gathering.size_bytes
+        gathering.add_runs(runs, callback)
+        self._pending_bytes += gathering.size_bytes - before
+        self._schedule_flush()
+
+    def before_flush(self, hand_over: Callable[[], None]) -> None:
+        """Calls this once before the messages of this turn are proposed.
+
+        For those who gather messages themselves while requests come in, to append them then.
+        """
+        self._gatherers.append(hand_over)
+        self._schedule_flush()
+
+    def _gathering(self, size: int, rider: Rider | None) -> _Gathering:
+        """Returns the command that so many bytes of messages join."""
         gathering = self._waiting[-1] if self._waiting else None
         if (
             gathering is None
@@ -300,14 +371,7 @@ class Appender:
             gathering = _Gathering(self, self._config.lanes)
             self._waiting.append(gathering)
             self._pending_bytes += gathering.size_bytes
-        before = gathering.size_bytes
-        request = AppendRequest(part, topic, queue_id, callback)
-        if request.lane is not None:
-            self._under_way.add(request.lane, request)
-        gathering.add(request, queue_id, rider)
-        self._pending_bytes += gathering.size_bytes - before
-        self._schedule_flush()
-        return False
+        return gathering
 
     def _check_room(self, count: int, size: int) -> None:
         """Raises what `append` says if so many messages of this size cannot be taken now."""
@@ -440,12 +504,15 @@ class Appender:
     # --- proposing --------------------------------------------------------------------------
 
     def _schedule_flush(self) -> None:
-        if not self._flush_scheduled and self._waiting:
+        if not self._flush_scheduled and (self._waiting or self._gatherers):
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Proposes what has gathered, as far as the window allows."""
+        gatherers, self._gatherers = self._gatherers, []
+        for hand_over in gatherers:
+            hand_over()
         self._flush_scheduled = False
         while self._waiting and self._commands_in_flight < self._config.commands_in_flight_max:
             self._propose(self._waiting.popleft())
@@ -504,6 +571,8 @@ class Appender:
                 failure = TopicNotFoundError(f"topic {request.topic.name} was deleted meanwhile")
             self._under_way.decided(request, failure)
             request.answer(failure)
+        for callback in gathering.runs_callbacks:
+            callback(missing, error)
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()

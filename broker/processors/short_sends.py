@@ -1,37 +1,44 @@
-"""The short way of single sends: what one read brought of them is taken in one go.
+"""The short way of single sends: what one turn brought of them is taken in one go.
 
 Most sends are of one kind: one message, not delayed, not transactional, to a queue that exists.
-For them no command, no proposal part and no callback is made for each; per queue, those of one read
-become one request of the appender, and their answers are made in one go. Whatever is not certainly
-of that kind is left to `SendProcessor.send`, and so is every refusal: both ways store and answer
-the same bytes (tests/property/test_broker_short_sends.py).
+For them no command, no proposal part and no callback is made for each: those of one turn of the
+event loop, of all connections and to all queues, are one request of the appender, and the answers
+to each connection leave in one go. Whatever is not certainly of that kind is left to
+`SendProcessor.send`, and so is every refusal: both ways store and answer the same bytes
+(tests/property/test_broker_short_sends.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from broker import names
+from broker.appender import QueueRun
 from broker.context import BrokerContext
 from broker.half_messages import TRANSACTION_BITS
 from broker.intake import REGION, MessageIntake
-from broker.messages_command import EncodedMessage
+from broker.messages_command import EncodedMessage, Part
 from dledger.codes import Permission
-from dledger.errors import DLedgerError, InvalidParameterError, InvariantError
+from dledger.errors import (
+    DLedgerError,
+    InvalidParameterError,
+    InvariantError,
+    TopicNotFoundError,
+)
 from dledger.message import StoredTemplate, pack_host
 from dledger.model import TopicConfig
 from dledger.remoting.commands import Command, decode_command
 from dledger.remoting.frames import Frame
-from dledger.remoting.sends import SendAnswers, SendHeader, decode_send, may_be_send
+from dledger.remoting.sends import SendAnswers, decode_send, may_be_send
 from dledger.remoting.server import Connection
 
 ANSWER_FIELDS: Mapping[str, str] = MappingProxyType(
     {"MSG_REGION": REGION, "TRACE_ON": "true"}  # what every answer says beside the place
 )
-RUN_BYTES_MAX = 128 * 1024  # of stored messages: as much as makes a log entry
-_PLACES_MAX = 1024
+TURN_BYTES_MAX = 128 * 1024  # of stored messages: as much as makes a log entry
+_DESTINATIONS_MAX = 1024
 _BORN_HOST = "born_host"
 _UNKNOWN_HOST = bytes(8)
 _WRITE = int(Permission.WRITE)
@@ -39,38 +46,43 @@ _WRITE = int(Permission.WRITE)
 Fail = Callable[[Connection, Command, DLedgerError], None]
 
 
-class _Run:
-    """Sends of one connection to one queue, and where they go."""
+class _Destination:
+    """What sends to a topic have in common."""
 
-    __slots__ = (
-        "answers",
-        "frames",
-        "keys",
-        "messages",
-        "opaques",
-        "queue_id",
-        "sys_flag",
-        "template",
-        "topic",
-    )
+    __slots__ = ("queue_count", "template", "topic")
 
-    def __init__(
-        self,
-        topic: TopicConfig,
-        queue_id: int,
-        sys_flag: int,
-        template: StoredTemplate,
-        answers: SendAnswers,
-    ) -> None:
+    def __init__(self, topic: TopicConfig, template: StoredTemplate) -> None:
         self.topic = topic
-        self.queue_id = queue_id
-        self.sys_flag = sys_flag
         self.template = template
-        self.answers = answers
-        self.frames: list[Frame] = []
+        self.queue_count = max(topic.write_queue_count, topic.read_queue_count)
+
+
+class _Run:
+    """Sends of one turn to one queue. Their numbers count the sends of the turn."""
+
+    __slots__ = ("body_bytes", "keys", "messages", "numbers", "opaques", "topic")
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.body_bytes = 0
+        self.numbers: list[int] = []
         self.opaques: list[int] = []
         self.keys: list[bytes] = []
         self.messages: list[EncodedMessage] = []
+
+
+class _Turn:
+    """Sends of all connections, until they are answered."""
+
+    __slots__ = ("began_s", "frames", "runs", "shares", "stored_bytes")
+
+    def __init__(self, began_s: float) -> None:
+        self.began_s = began_s
+        self.stored_bytes = 0
+        self.frames: list[Frame] = []  # in the order in which they came
+        # In the same order: connections, how many came over each, bytes in their bodies.
+        self.shares: list[tuple[Connection, int, int]] = []
+        self.runs: dict[tuple[int, int], _Run] = {}  # by topic id and queue id
 
 
 class ShortSends:
@@ -89,15 +101,17 @@ class ShortSends:
         """
         self._context = context
         self._intake = intake
-        self._host = store_host.hex().upper()
         self._fail = fail
-        self._answers: dict[int, SendAnswers] = {}
-        self._run_bytes_max = min(RUN_BYTES_MAX, context.appender.request_bytes_max // 2)
+        self._answers = SendAnswers(store_host.hex().upper(), ANSWER_FIELDS)
+        self._destinations: dict[tuple[str, int], _Destination] = {}
+        self._turn: _Turn | None = None
+        self._turn_bytes_max = min(TURN_BYTES_MAX, context.appender.request_bytes_max // 2)
 
     def take(self, connection: Connection, frames: deque[Frame]) -> bool:
         """Takes ordinary sends from the front, as many as there are room for; whether any.
 
-        They are answered later, once their messages are committed and applied.
+        They are handed over at the end of the turn, and answered once their messages are
+        committed and applied.
         """
         if not may_be_send(frames[0]):
             return False
@@ -105,49 +119,83 @@ class ShortSends:
             self._context.gate.check()
         except DLedgerError:
             return False
+        turn = self._turn or self._begin()
         room, bytes_room = connection.room()
-        runs: dict[tuple[str, int], _Run] = {}
-        plain, get = self._intake.plain, runs.get
-        count = size = stored_bytes = 0
-        body_max, stored_max = self._run_bytes_max // 4, self._run_bytes_max
-        while frames and count < room and stored_bytes < stored_max:
+        host = peer_host(connection)
+        taken, runs, destinations = turn.frames, turn.runs, self._destinations
+        plain, topic_of = self._intake.plain, self._context.store.topic
+        first = number = len(taken)
+        size, stored_bytes = 0, turn.stored_bytes
+        body_max, stored_max = self._turn_bytes_max // 4, self._turn_bytes_max
+        while frames and number - first < room and stored_bytes < stored_max:
             frame = frames[0]
             body = frame.body
             request = decode_send(frame)
             if request is None or len(body) > body_max or size + len(body) > bytes_room:
                 break
             opaque, header = request
-            place = (header.topic, header.queue_id)
-            run = get(place) or self._begin(connection, header)
+            name, queue_id = header.topic, header.queue_id
+            to = destinations.get((name, header.sys_flag))
+            if to is None or to.topic is not topic_of(name):
+                to = self._destination(name, header.sys_flag)
             if (
-                run is None
-                or header.sys_flag != run.sys_flag
+                to is None
+                or not 0 <= queue_id < to.queue_count
                 or header.reconsume_times
                 or header.producer_id
             ):
                 break
-            message = plain(run.template, header, body)
+            message = plain(to.template, host, header, body)
             if message is None:
                 break
-            frames.popleft()
-            runs[place] = run
-            run.frames.append(frame)
+            taken.append(frames.popleft())
+            place = (to.topic.topic_id, queue_id)
+            run = runs.get(place)
+            if run is None:
+                run = runs[place] = _Run(name)
+            run.numbers.append(number)
             run.opaques.append(opaque)
             run.keys.append(message.unique_key)
             run.messages.append(message)
-            count += 1
+            run.body_bytes += len(body)
+            number += 1
             size += len(body)
             stored_bytes += len(message.stored)
-        if not count:
+        if number == first:
             return False
-        connection.took(count, size)
-        for run in runs.values():
-            self._append(connection, run)
+        turn.shares.append((connection, number - first, size))
+        turn.stored_bytes = stored_bytes
+        connection.took(number - first, size)
+        if stored_bytes >= stored_max:
+            self.hand_over()
         return True
 
-    def _begin(self, connection: Connection, header: SendHeader) -> _Run | None:
-        """Returns a run to a place that ordinary sends may go to."""
-        name, queue_id, sys_flag = header.topic, header.queue_id, header.sys_flag
+    def hand_over(self) -> None:
+        """Gives the appender what was taken. What is appended after it comes behind it."""
+        turn, self._turn = self._turn, None
+        if turn is None or not turn.frames:
+            return
+
+        def decided(missing: Collection[int], error: DLedgerError | None) -> None:
+            self._answer(turn, parts, missing, error)
+
+        parts: list[QueueRun] = []
+        try:
+            for (topic_id, queue_id), run in turn.runs.items():
+                parts.append(QueueRun(topic_id, queue_id, Part(topic_id, run.messages)))
+            self._context.appender.append_runs(parts, decided)
+        except InvariantError:
+            raise
+        except DLedgerError as refused:
+            self._reply(turn, [], dict.fromkeys(range(len(turn.frames)), refused))
+
+    def _begin(self) -> _Turn:
+        turn = self._turn = _Turn(self._context.clock.monotonic())
+        self._context.appender.before_flush(self.hand_over)
+        return turn
+
+    def _destination(self, name: str, sys_flag: int) -> _Destination | None:
+        """Returns a topic that ordinary sends may go to, None if it is not certainly one."""
         topic = self._context.store.topic(name)
         if (
             topic is None
@@ -155,47 +203,64 @@ class ShortSends:
             or not topic.permission & _WRITE
             or sys_flag & TRANSACTION_BITS
             or topic.attributes  # quotas are counted one by one
-            or not 0 <= queue_id < max(topic.write_queue_count, topic.read_queue_count)
         ):
             return None
         try:
-            template = self._intake.template(name, queue_id, sys_flag, 0, peer_host(connection))
+            template = self._intake.template(name, sys_flag)
         except DLedgerError:
             return None
-        answers = self._answers.get(queue_id)
-        if answers is None:
-            if len(self._answers) >= _PLACES_MAX:
-                self._answers.clear()
-            answers = self._answers[queue_id] = SendAnswers(self._host, queue_id, ANSWER_FIELDS)
-        return _Run(topic, queue_id, sys_flag, template, answers)
+        if len(self._destinations) >= _DESTINATIONS_MAX:
+            self._destinations.clear()
+        destination = self._destinations[name, sys_flag] = _Destination(topic, template)
+        return destination
 
-    def _append(self, connection: Connection, run: _Run) -> None:
-        context = self._context
-        began_s = context.clock.monotonic()
-        count = len(run.messages)
-        size = sum([len(frame.body) for frame in run.frames])
+    def _answer(
+        self,
+        turn: _Turn,
+        parts: Iterable[QueueRun],
+        missing: Collection[int],
+        error: DLedgerError | None,
+    ) -> None:
+        if error is not None:
+            self._reply(turn, [], dict.fromkeys(range(len(turn.frames)), error))
+            return
+        took_s = self._context.clock.monotonic() - turn.began_s
+        answers = [b""] * len(turn.frames)
+        refused: dict[int, DLedgerError] = {}
+        stored: dict[str, tuple[int, int]] = {}  # messages and their bytes by topic
+        for (topic_id, queue_id, part), run in zip(parts, turn.runs.values(), strict=True):
+            if topic_id in missing:
+                gone = TopicNotFoundError(f"topic {run.topic} was deleted meanwhile")
+                refused.update(dict.fromkeys(run.numbers, gone))
+                continue
+            encoded = self._answers.encode(
+                queue_id, run.opaques, part.first_queue_offset, part.physical_offsets, run.keys
+            )
+            for number, answer in zip(run.numbers, encoded, strict=True):
+                answers[number] = answer
+            count, size = stored.get(run.topic, (0, 0))
+            stored[run.topic] = (count + len(encoded), size + run.body_bytes)
+        for topic, (count, size) in stored.items():
+            self._context.statistics.stored(topic, count, size, took_s, requests=count)
+        self._reply(turn, answers, refused)
 
-        def appended(
-            queue_offset: int, physical_offsets: list[int], error: DLedgerError | None
-        ) -> None:
-            if error is not None:
-                self._refuse(connection, run, error)
-                return
-            took_s = context.clock.monotonic() - began_s
-            context.statistics.stored(run.topic.name, count, size, took_s, requests=count)
-            answers = run.answers.encode(run.opaques, queue_offset, physical_offsets, run.keys)
-            connection.reply_run(answers, count, size)
-
-        try:
-            context.appender.append(run.topic, run.queue_id, run.messages, appended)
-        except InvariantError:
-            raise
-        except DLedgerError as refused:
-            self._refuse(connection, run, refused)
-
-    def _refuse(self, connection: Connection, run: _Run, error: DLedgerError) -> None:
-        for frame in run.frames:
-            self._fail(connection, decode_command(frame), error)
+    def _reply(self, turn: _Turn, answers: list[bytes], refused: dict[int, DLedgerError]) -> None:
+        """Answers each connection's sends in one go, but for those that were refused."""
+        stop = 0
+        for connection, count, size in turn.shares:
+            start, stop = stop, stop + count
+            share = answers[start:stop]
+            if refused:
+                share = []
+                for number in range(start, stop):
+                    frame, error = turn.frames[number], refused.get(number)
+                    if error is None:
+                        share.append(answers[number])
+                    else:
+                        size -= len(frame.body)
+                        self._fail(connection, decode_command(frame), error)
+            if share:
+                connection.reply_run(b"".join(share), len(share), size)
 
 
 def peer_host(connection: Connection) -> bytes:
