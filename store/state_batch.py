@@ -88,6 +88,7 @@ class WriteBatch:
         self._runs: dict[tuple[int, int], _Run] = {}
         self._minimums: dict[tuple[int, int], int] = {}
         self._index_records: list[tuple[int, Buffer]] = []
+        self._index_count = 0
         self._lanes = LaneChanges(tables.lanes)
         self._bytes_estimate = 0
         self.timers = timer_table.TimerChanges(environment)
@@ -271,7 +272,6 @@ class WriteBatch:
         """Says that messages before this physical offset are gone. Never goes back."""
         if physical_offset > self._tables.retained_offset:
             self._tables.retained_offset = physical_offset
-            self._tables.sweep_key = b""
 
     def put_keys(self, key_bytes: int, records: Buffer) -> None:
         """Adds key index entries of one length.
@@ -289,6 +289,7 @@ class WriteBatch:
             records_bytes=len(records),
         )
         self._index_records.append((key_bytes, records))
+        self._index_count += count
         # Near-sequential keys share pages; a scattered one touches a page of its own.
         self._bytes_estimate += 2 * len(records) + count * 512 + _NAME_ROOM_BYTES
 
@@ -350,7 +351,7 @@ class WriteBatch:
         new_bounds = self._new_bounds()
         tables = self._tables
         databases = self._environment.databases
-        cleaned = Cleaned(tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key)
+        cleaned = Cleaned(tables.garbage, tables.trimmed, tables.sweep)
 
         def bounds_of(queue: tuple[int, int]) -> tuple[int, int]:
             return new_bounds.get(queue) or self._base.bounds.get(queue, (0, 0))
@@ -358,10 +359,17 @@ class WriteBatch:
         def operations(transaction: WriteTransaction) -> None:
             nonlocal cleaned
             self._execute(transaction, new_bounds)
-            cleaned = clean(transaction, databases, tables, self._minimums, bounds_of)
+            cleaned = clean(
+                transaction,
+                databases,
+                tables,
+                self._minimums,
+                bounds_of,
+                index_put_count=self._index_count,
+            )
 
         self._environment.write(operations, bytes_estimate=estimate)
-        tables.garbage, tables.trimmed, tables.swept_offset, tables.sweep_key = cleaned
+        tables.garbage, tables.trimmed, tables.sweep = cleaned
         self._lanes.apply()
         bounds = self._base.bounds
         bounds.update(new_bounds)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Final, NamedTuple
 
 from store import state_keys as keys
 from store.lmdb_env import Database, ReadCursor, WriteTransaction
-from store.state_tables import StateTables
+from store.state_tables import StateTables, Sweep
 
 # Pairs of deleted topics removed by one transaction: well under a millisecond.
 GARBAGE_REMOVED_MAX: Final = 512
-# Index entries that one transaction looks at for messages that retention has removed.
-INDEX_SWEPT_MAX: Final = 1024
+# Index entries that one transaction looks at for messages that retention has removed: so many, and
+# more if it puts many. Then a pass is over before the index has grown by a quarter, however long it
+# is and however few transactions there are.
+INDEX_SWEPT_MIN: Final = 1024
+INDEX_SWEPT_PER_PUT: Final = 4
 
 Databases = Mapping[str, Database]
 Queue = tuple[int, int]
@@ -23,8 +27,7 @@ class Cleaned(NamedTuple):
 
     garbage: tuple[int, ...]
     trimmed: tuple[Queue, ...]
-    swept_offset: int
-    sweep_key: bytes
+    sweep: Sweep
 
 
 def clean(
@@ -33,6 +36,8 @@ def clean(
     tables: StateTables,
     trimmed: Iterable[Queue],
     bounds_of: Callable[[Queue], tuple[int, int]],
+    *,
+    index_put_count: int,
 ) -> Cleaned:
     """Goes on with cleaning.
 
@@ -42,6 +47,7 @@ def clean(
         tables: How far cleaning has come, and what is retained.
         trimmed: Queues whose minimum this transaction raises.
         bounds_of: A queue's minimum and maximum after this transaction.
+        index_put_count: Index entries that this transaction puts.
 
     Raises:
         DiskFullError: The transaction cannot be committed.
@@ -51,7 +57,12 @@ def clean(
     return Cleaned(
         _remove_garbage(transaction, databases, tables.garbage),
         _remove_trimmed(transaction, databases, queues, bounds_of),
-        *_sweep_index(transaction, databases, tables),
+        _sweep_index(
+            transaction,
+            databases["key_index"],
+            tables.sweep.towards(tables.retained_offset),
+            index_put_count,
+        ),
     )
 
 
@@ -109,21 +120,22 @@ def _remove_trimmed(
 
 
 def _sweep_index(
-    transaction: WriteTransaction, databases: Databases, tables: StateTables
-) -> tuple[int, bytes]:
+    transaction: WriteTransaction, database: Database, sweep: Sweep, put_count: int
+) -> Sweep:
     """Removes index entries of messages that are gone; returns how far sweeping has come."""
-    retained = tables.retained_offset
-    if tables.swept_offset >= retained:
-        return tables.swept_offset, b""
-    cursor = transaction.cursor(databases["key_index"])
-    found = cursor.set_range(tables.sweep_key) if tables.sweep_key else cursor.first()
-    for _ in range(INDEX_SWEPT_MAX):
-        if not found:
-            return retained, b""
-        key = cursor.key()
-        if keys.PHYSICAL_OFFSET.unpack_from(key, len(key) - 8)[0] < retained:
-            cursor.delete()
-            found = bool(cursor.key())
-        else:
-            found = cursor.next()
-    return tables.swept_offset, cursor.key() if found else b""
+    if not sweep.goal:
+        return sweep
+    count = max(INDEX_SWEPT_MIN, INDEX_SWEPT_PER_PUT * put_count)
+    cursor = transaction.cursor(database)
+    if not (cursor.set_range(sweep.key) if sweep.key else cursor.first()):
+        return Sweep(done=sweep.goal)
+    looked_at = list(islice(cursor.iternext(keys=True, values=False), count))
+    # Big-endian, so that bytes compare as the numbers do.
+    goal = keys.PHYSICAL_OFFSET.pack(sweep.goal)
+    tail = -len(goal)
+    for key in looked_at:
+        if key[tail:] < goal:
+            transaction.delete(key, db=database)
+    if len(looked_at) < count:
+        return Sweep(done=sweep.goal)
+    return sweep._replace(key=looked_at[-1])

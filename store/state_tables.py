@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dledger.model import GroupConfig, TopicConfig
 from store import state_keys as keys
 from store.producer_lanes import Lanes
+
+
+class Sweep(NamedTuple):
+    """How far the key index is rid of messages that are gone.
+
+    A pass goes through all of it and keeps its goal to the end, even if retention has moved on
+    meanwhile: beginning anew each time, it would never come to the end of a long index.
+
+    Attributes:
+        done: The index holds no message before this physical offset.
+        goal: The pass under way removes those before this one; 0 if there is none.
+        key: Where the pass goes on; empty for the beginning.
+    """
+
+    done: int = 0
+    goal: int = 0
+    key: bytes = b""
+
+    def towards(self, retained_offset: int) -> Sweep:
+        """Returns the pass under way, or the next one if there is something to remove."""
+        if self.goal or self.done >= retained_offset:
+            return self
+        return Sweep(done=self.done, goal=retained_offset)
 
 
 @dataclass(slots=True)
@@ -30,5 +54,4 @@ class StateTables:
     digest: bytes = bytes(keys.DIGEST_BYTES)  # of everything that was applied, and its results
     checkpoints: tuple[tuple[int, bytes], ...] = ()  # (log index, digest), the newest last
     retained_offset: int = 0  # messages before this physical offset are gone
-    swept_offset: int = 0  # the key index holds none before this one
-    sweep_key: bytes = b""  # where sweeping it goes on
+    sweep: Sweep = field(default_factory=Sweep)  # how far the key index is rid of what is gone

@@ -14,6 +14,7 @@ from dledger.errors import OffsetOutOfRangeError
 from dledger.model import TopicConfig
 from store import state_keys as keys
 from store.segment import SegmentFacts
+from store.state_cleaning import INDEX_SWEPT_MIN
 from store.state_store import StateStore
 
 HOUR = 3_600_000
@@ -164,6 +165,38 @@ def test_what_is_gone_is_removed_in_small_steps_and_after_a_restart(tmp_path: Pa
         batch.set_applied(store.applied_index - 60, 1)
     assert store.digest() == digest
     store.close()
+
+
+@pytest.mark.parametrize("put_count", [500, 4000])
+def test_the_key_index_stays_level_however_often_retention_moves_on(
+    store: StateStore, put_count: int
+) -> None:
+    """Many small transactions and few large ones; a pass takes longer than retention waits."""
+    apply(store, encode_put_topic(TopicConfig(name="t")))
+    live = 20 * put_count
+    most = written = 0
+    while written < 8 * live:
+        with store.write() as batch:
+            for producer in (b"a", b"m", b"z"):
+                stem = keys.key_stem(1, producer, unique=True)
+                for n in range(put_count // 3):
+                    offset = 100 * (written + 3 * n)
+                    batch.put_keys(len(stem) + 8, stem + keys.KEY_TAIL.pack(offset, 5))
+            written += put_count
+            batch.set_retained(100 * max(0, written - live))
+            batch.set_applied(store.applied_index + 1, 1)
+        most = max(most, pairs(store, "key_index"))
+    assert live * 0.95 < most < 1.7 * live
+
+
+def test_a_pass_that_retention_overtakes_is_followed_by_another(store: StateStore) -> None:
+    count = 3 * INDEX_SWEPT_MIN
+    fill(store, count)
+    apply(store, encode_trim_log(100 * 5))
+    apply(store, encode_trim_log(100 * (count - 7)))
+    assert pairs(store, "key_index") > count - 10
+    no_ops(store, 10)
+    assert pairs(store, "key_index") == 7
 
 
 def test_a_trimmed_queue_of_a_deleted_topic(store: StateStore) -> None:
