@@ -22,12 +22,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from broker import riders
-from broker.messages_command import RUN, EncodedMessage, MessagesBuilder, Part, SendIdentity
+from broker.messages_command import (
+    RUN,
+    EncodedMessage,
+    MessagesBuilder,
+    Part,
+    SendIdentity,
+    Singles,
+)
 from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
 from broker.riders import Rider
 from broker.state_machine import MessagesApplied
@@ -55,7 +62,7 @@ _logger = logging.getLogger(__name__)
 # (result of the command, None) or (None, error)
 ProposalCallback = Callable[[object, DLedgerError | None], None]
 # (ids of topics that had been deleted before: nothing is stored in them; None) or ((), error)
-RunsCallback = Callable[[Collection[int], DLedgerError | None], None]
+SinglesCallback = Callable[[Collection[int], DLedgerError | None], None]
 
 # How long a repetition waits whose first attempt nobody waits for any more: without a pause its
 # producer would ask again at once.
@@ -102,14 +109,6 @@ class AppenderStatistics:
     pending_bytes: int
     commands_in_flight: int
     commands_waiting: int
-
-
-class QueueRun(NamedTuple):
-    """Messages for one queue, of any number of requests."""
-
-    topic_id: int
-    queue_id: int
-    part: Part
 
 
 class Proposer(Protocol):
@@ -168,7 +167,7 @@ class _Gathering:
         "prefix",
         "requests",
         "riders",
-        "runs_callbacks",
+        "singles_callbacks",
         "size_bytes",
         "whole",
     )
@@ -186,16 +185,14 @@ class _Gathering:
         self.whole = whole  # called back instead of each request's own callback
         self.size_bytes = len(prefix) + self.builder.size_bytes
         self.requests: list[AppendRequest] = []
-        self.runs_callbacks: list[RunsCallback] = []
+        self.singles_callbacks: list[SinglesCallback] = []
         self.riders: list[tuple[Rider, Part, int]] = []
 
-    def add_runs(self, runs: Iterable[QueueRun], callback: RunsCallback) -> None:
-        """Adds the messages of many requests, which are called back as one."""
-        builder = self.builder
-        for topic_id, queue_id, part in runs:
-            builder.add(topic_id, queue_id, part)
-        self.size_bytes = len(self.prefix) + builder.size_bytes
-        self.runs_callbacks.append(callback)
+    def add_singles(self, singles: Singles, callback: SinglesCallback) -> None:
+        """Adds single messages of many requests, which are called back as one."""
+        self.builder.add_singles(singles)
+        self.size_bytes = len(self.prefix) + self.builder.size_bytes
+        self.singles_callbacks.append(callback)
 
     def add(self, request: AppendRequest, queue_id: int, rider: Rider | None) -> None:
         """Adds the messages of a request."""
@@ -330,13 +327,13 @@ class Appender:
         self._schedule_flush()
         return False
 
-    def append_runs(self, runs: Sequence[QueueRun], callback: RunsCallback) -> None:
-        """Takes messages of many requests to many queues, which share one callback.
+    def append_singles(self, singles: Singles, callback: SinglesCallback) -> None:
+        """Takes single messages of many requests to many queues, which share one callback.
 
         Args:
-            runs: At least one; no queue twice. About `command_bytes_max` in all.
-            callback: Called once, later. Without an error the parts hold their places, but for
-                those of topics that had been deleted. It must not raise.
+            singles: About `command_bytes_max` in all.
+            callback: Called once, later. Without an error `singles` holds their places, but for
+                those in topics that had been deleted. It must not raise.
 
         Raises, with nothing accepted and no callback to come: as `append`.
 
@@ -344,11 +341,11 @@ class Appender:
         """
         if self._serving_term is None:
             raise NotLeaderError(self._raft.leader_id, self._raft.term)
-        size = sum([part.size_bytes for _, _, part in runs]) + len(runs) * RUN.size
-        self._check_room(len(runs), size)
+        size = singles.size_bytes + len(singles.runs) * RUN.size
+        self._check_room(len(singles.messages), size)
         gathering = self._gathering(size, None)
         before = gathering.size_bytes
-        gathering.add_runs(runs, callback)
+        gathering.add_singles(singles, callback)
         self._pending_bytes += gathering.size_bytes - before
         self._schedule_flush()
 
@@ -571,7 +568,7 @@ class Appender:
                 failure = TopicNotFoundError(f"topic {request.topic.name} was deleted meanwhile")
             self._under_way.decided(request, failure)
             request.answer(failure)
-        for callback in gathering.runs_callbacks:
+        for callback in gathering.singles_callbacks:
             callback(missing, error)
 
     def _fail_waiting(self) -> None:

@@ -30,6 +30,7 @@ producer that numbers its messages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -126,25 +127,30 @@ class Part:
         self.physical_offsets: list[int] = []
         # (index key without the physical offset, number of the message)
         self.stems: list[tuple[bytes, int]] = []
-        stems = self.stems
-        size = len(messages) * keys.UNIT_BYTES
+        self.size_bytes = _measure(repeat(topic_id), messages, self.stems)
         if identity is not None:
-            size += SEND.size
-        for number, message in enumerate(messages):
-            stored_bytes = len(message.stored)
-            if stored_bytes < _STORED_BYTES_MIN:
-                raise InvariantError(f"stored message of {stored_bytes} bytes")
-            size += stored_bytes
-            if message.unique_key:
-                stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
-            if message.keys:
-                # Without doubles, but in a fixed order: every run gives the same bytes.
-                for word in dict.fromkeys(message.keys[:KEYS_INDEXED_MAX]):
-                    if word:
-                        stems.append((keys.key_stem(topic_id, word, unique=False), number))
-        lengths = [len(stem) for stem, _ in stems]
-        self.key_lengths = frozenset(lengths)
-        self.size_bytes = size + sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+            self.size_bytes += SEND.size
+        self.key_lengths = frozenset([len(stem) for stem, _ in self.stems])
+
+    def place(
+        self,
+        numbers: Sequence[int],
+        queue_offset: int,
+        position: int,
+        units: list[bytes],
+        bodies: list[Buffer],
+    ) -> int:
+        """Gives the messages their places; see `Singles.place`."""
+        self.first_queue_offset = queue_offset
+        positions, pack_unit = self.physical_offsets, keys.UNIT.pack
+        for message in self.messages:
+            stored = message.stored
+            size = len(stored)
+            positions.append(position)
+            units.append(pack_unit(position, size, message.tag_hash))
+            bodies.append(stored)
+            position += size
+        return position
 
     @property
     def command_bytes(self) -> int:
@@ -154,20 +160,121 @@ class Part:
         return HEAD.size + RUN.size + groups + sends_head + self.size_bytes
 
 
+class Singles:
+    """Single messages of many requests to many queues. After encoding: where each went.
+
+    Attributes:
+        places: Topic id and queue id of each message.
+        messages: In the order in which they came; at least one.
+        runs: The numbers of each queue's messages, by topic id and queue id.
+        size_bytes: Bytes of the messages, their units and their index records in a command.
+        key_lengths: Lengths of the index keys, without the physical offset.
+        queue_offsets, physical_offsets: Of each message.
+    """
+
+    __slots__ = (
+        "key_lengths",
+        "messages",
+        "physical_offsets",
+        "places",
+        "queue_offsets",
+        "runs",
+        "size_bytes",
+        "stems",
+    )
+
+    def __init__(
+        self, places: Sequence[tuple[int, int]], messages: Sequence[EncodedMessage]
+    ) -> None:
+        self.places = places
+        self.messages = messages
+        self.stems: list[tuple[bytes, int]] = []
+        self.size_bytes = _measure([topic_id for topic_id, _ in places], messages, self.stems)
+        self.key_lengths = frozenset([len(stem) for stem, _ in self.stems])
+        self.queue_offsets = [0] * len(messages)
+        self.physical_offsets = [0] * len(messages)
+        self.runs: dict[tuple[int, int], list[int]] = {}
+        runs = self.runs
+        for number, place in enumerate(places):
+            if place in runs:
+                runs[place].append(number)
+            else:
+                runs[place] = [number]
+
+    def place(
+        self,
+        numbers: Sequence[int],
+        queue_offset: int,
+        position: int,
+        units: list[bytes],
+        bodies: list[Buffer],
+    ) -> int:
+        """Gives messages of one queue their places, and adds what a command holds of them.
+
+        Args:
+            numbers: Of the messages.
+            queue_offset: Of the first.
+            position: Physical offset of the first.
+            units: Gets their units.
+            bodies: Gets the messages.
+
+        Returns:
+            The physical offset behind the last.
+        """
+        pack_unit = keys.UNIT.pack
+        for number in numbers:
+            message = self.messages[number]
+            stored = message.stored
+            size = len(stored)
+            self.physical_offsets[number] = position
+            self.queue_offsets[number] = queue_offset
+            units.append(pack_unit(position, size, message.tag_hash))
+            bodies.append(stored)
+            position += size
+            queue_offset += 1
+        return position
+
+
+def _measure(
+    topic_ids: Iterable[int],
+    messages: Sequence[EncodedMessage],
+    stems: list[tuple[bytes, int]],
+) -> int:
+    """Adds stems of index keys, with their messages' numbers; returns the bytes of it all."""
+    size = len(messages) * keys.UNIT_BYTES
+    for number, (topic_id, message) in enumerate(zip(topic_ids, messages, strict=False)):
+        stored_bytes = len(message.stored)
+        if stored_bytes < _STORED_BYTES_MIN:
+            raise InvariantError(f"stored message of {stored_bytes} bytes")
+        size += stored_bytes
+        if message.unique_key:
+            stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
+        if message.keys:
+            # Without doubles, but in a fixed order: every run gives the same bytes.
+            words = dict.fromkeys(message.keys[:KEYS_INDEXED_MAX])
+            stems += [(keys.key_stem(topic_id, w, unique=False), number) for w in words if w]
+    return size + sum([len(stem) for stem, _ in stems]) + len(stems) * keys.KEY_TAIL.size
+
+
+# Messages, and the numbers of those for one queue: of a part, all.
+_Share = tuple[Part | Singles, Sequence[int]]
+
+
 class MessagesBuilder:
     """Collects parts and encodes them as one command.
 
     Invariant: `size_bytes` is the exact length of what `encode` will return.
     """
 
-    __slots__ = ("_has_sends", "_key_lengths", "_limits", "_runs", "size_bytes")
+    __slots__ = ("_groups", "_has_sends", "_key_lengths", "_limits", "_runs", "size_bytes")
 
     def __init__(self, limits: LaneLimits | None = None) -> None:
         """Makes an empty builder; `limits` go with the parts that have an identity."""
         self.size_bytes = HEAD.size
         self._limits = limits or LaneLimits()
         self._has_sends = False
-        self._runs: dict[tuple[int, int], list[Part]] = {}
+        self._groups: list[Part | Singles] = []
+        self._runs: dict[tuple[int, int], list[_Share]] = {}
         self._key_lengths: frozenset[int] = frozenset()
 
     def add(self, topic_id: int, queue_id: int, part: Part) -> None:
@@ -178,21 +285,33 @@ class MessagesBuilder:
             queue_id: The queue.
             part: The messages.
         """
-        size = part.size_bytes
-        if not part.key_lengths <= self._key_lengths:
-            lengths = self._key_lengths | part.key_lengths
-            size += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
-            self._key_lengths = lengths
+        self._add_group(part)
         if part.identity is not None and not self._has_sends:
             self._has_sends = True
-            size += SENDS_HEAD.size
-        parts = self._runs.get((topic_id, queue_id))
-        if parts is None:
-            self._runs[topic_id, queue_id] = [part]
-            size += RUN.size
+            self.size_bytes += SENDS_HEAD.size
+        self._add_share((topic_id, queue_id), (part, range(len(part.messages))))
+
+    def add_singles(self, singles: Singles) -> None:
+        """Adds single messages, each behind those already added for its queue."""
+        self._add_group(singles)
+        for place, numbers in singles.runs.items():
+            self._add_share(place, (singles, numbers))
+
+    def _add_group(self, group: Part | Singles) -> None:
+        self._groups.append(group)
+        self.size_bytes += group.size_bytes
+        if not group.key_lengths <= self._key_lengths:
+            lengths = self._key_lengths | group.key_lengths
+            self.size_bytes += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
+            self._key_lengths = lengths
+
+    def _add_share(self, place: tuple[int, int], share: _Share) -> None:
+        shares = self._runs.get(place)
+        if shares is None:
+            self._runs[place] = [share]
+            self.size_bytes += RUN.size
         else:
-            parts.append(part)
-        self.size_bytes += size
+            shares.append(share)
 
     def encode(
         self,
@@ -218,28 +337,24 @@ class MessagesBuilder:
         # Messages stand at the end, after everything whose size is known by now.
         position = body_offset + self.size_bytes - self._messages_bytes()
         messages_at = position - body_offset
-        pack_unit, pack_tail = keys.UNIT.pack, keys.KEY_TAIL.pack
-        for (topic_id, queue_id), parts in self._runs.items():
-            count = sum(len(part.messages) for part in parts)
+        for (topic_id, queue_id), shares in self._runs.items():
+            count = 0
+            for _, numbers in shares:
+                count += len(numbers)
             queue_offset = take_offsets(topic_id, queue_id, count)
             runs.append(RUN.pack(topic_id, queue_id, queue_offset, count))
             queue_offsets.extend(range(queue_offset, queue_offset + count))
-            for part in parts:
-                part.first_queue_offset = queue_offset
-                queue_offset += len(part.messages)
-                positions = part.physical_offsets
-                for message in part.messages:
-                    stored = message.stored
-                    size = len(stored)
-                    positions.append(position)
-                    units.append(pack_unit(position, size, message.tag_hash))
-                    bodies.append(stored)
-                    position += size
-                if part.identity is not None:
-                    sends.append(_pack_send(part, part.identity, topic_id, queue_id))
-                for stem, number in part.stems:
-                    tail = pack_tail(positions[number], store_timestamp_ms)
-                    records[len(stem)].append(stem + tail)
+            for group, numbers in shares:
+                position = group.place(numbers, queue_offset, position, units, bodies)
+                queue_offset += len(numbers)
+                if isinstance(group, Part) and group.identity is not None:
+                    sends.append(_pack_send(group, group.identity, topic_id, queue_id))
+        pack_tail = keys.KEY_TAIL.pack
+        for group in self._groups:
+            positions = group.physical_offsets
+            for stem, number in group.stems:
+                tail = pack_tail(positions[number], store_timestamp_ms)
+                records[len(stem)].append(stem + tail)
         pieces = self._before_messages(store_timestamp_ms, runs, units, records, sends)
         pieces.extend(bodies)
         command = bytearray().join(pieces)
@@ -285,12 +400,7 @@ class MessagesBuilder:
         return pieces
 
     def _messages_bytes(self) -> int:
-        return sum(
-            len(message.stored)
-            for parts in self._runs.values()
-            for part in parts
-            for message in part.messages
-        )
+        return sum([len(message.stored) for group in self._groups for message in group.messages])
 
 
 def _pack_send(part: Part, identity: SendIdentity, topic_id: int, queue_id: int) -> bytes:
@@ -330,7 +440,7 @@ class Run(NamedTuple):
     topic_id: int
     queue_id: int
     first_queue_offset: int
-    units: memoryview
+    units: bytes
 
 
 class KeyGroup(NamedTuple):
@@ -368,12 +478,15 @@ def decode_messages(body: Buffer) -> MessagesCommand:
     at = units_at + message_count * keys.UNIT_BYTES
     _check(run_count > 0 and message_count > 0 and at < len(view), "counts", view)
     runs = []
+    units = bytes(view[units_at:at])
+    start, end, new_run = 0, at - units_at, Run._make
     for topic_id, queue_id, first, count in RUN.iter_unpack(view[HEAD.size : units_at]):
-        stop = units_at + count * keys.UNIT_BYTES
-        runs.append(Run(topic_id, queue_id, first, view[units_at:stop]))
-        units_at = stop
-        _check(count > 0 and stop <= at, "run", view)
-    _check(units_at == at, "run counts", view)
+        stop = start + count * keys.UNIT_BYTES
+        if count == 0 or stop > end:
+            _check(False, "run", view)
+        runs.append(new_run((topic_id, queue_id, first, units[start:stop])))
+        start = stop
+    _check(start == end, "run counts", view)
     groups, at = _decode_groups(view, at, group_count)
     sends: list[SendRecord] = []
     limits = None

@@ -11,15 +11,14 @@ to each connection leave in one go. Whatever is not certainly of that kind is le
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 from broker import names
-from broker.appender import QueueRun
 from broker.context import BrokerContext
 from broker.half_messages import TRANSACTION_BITS
 from broker.intake import REGION, MessageIntake
-from broker.messages_command import EncodedMessage, Part
+from broker.messages_command import EncodedMessage, Singles
 from dledger.codes import Permission
 from dledger.errors import (
     DLedgerError,
@@ -49,40 +48,40 @@ Fail = Callable[[Connection, Command, DLedgerError], None]
 class _Destination:
     """What sends to a topic have in common."""
 
-    __slots__ = ("queue_count", "template", "topic")
+    __slots__ = ("queue_count", "template", "topic", "topic_id")
 
     def __init__(self, topic: TopicConfig, template: StoredTemplate) -> None:
         self.topic = topic
+        self.topic_id = topic.topic_id
         self.template = template
         self.queue_count = max(topic.write_queue_count, topic.read_queue_count)
 
 
-class _Run:
-    """Sends of one turn to one queue. Their numbers count the sends of the turn."""
-
-    __slots__ = ("body_bytes", "keys", "messages", "numbers", "opaques", "topic")
-
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
-        self.body_bytes = 0
-        self.numbers: list[int] = []
-        self.opaques: list[int] = []
-        self.keys: list[bytes] = []
-        self.messages: list[EncodedMessage] = []
-
-
 class _Turn:
-    """Sends of all connections, until they are answered."""
+    """Sends of all connections, in the order in which they came, until they are answered."""
 
-    __slots__ = ("began_s", "frames", "runs", "shares", "stored_bytes")
+    __slots__ = (
+        "began_s",
+        "frames",
+        "messages",
+        "opaques",
+        "places",
+        "shares",
+        "stored_bytes",
+        "topics",
+    )
 
     def __init__(self, began_s: float) -> None:
         self.began_s = began_s
         self.stored_bytes = 0
-        self.frames: list[Frame] = []  # in the order in which they came
-        # In the same order: connections, how many came over each, bytes in their bodies.
+        self.topics: dict[int, str] = {}  # names by topic id
+        # One for each send.
+        self.frames: list[Frame] = []
+        self.opaques: list[int] = []
+        self.places: list[tuple[int, int]] = []  # topic id, queue id
+        self.messages: list[EncodedMessage] = []
+        # Connections, how many of the sends came over each, and bytes in their bodies.
         self.shares: list[tuple[Connection, int, int]] = []
-        self.runs: dict[tuple[int, int], _Run] = {}  # by topic id and queue id
 
 
 class ShortSends:
@@ -122,9 +121,11 @@ class ShortSends:
         turn = self._turn or self._begin()
         room, bytes_room = connection.room()
         host = peer_host(connection)
-        taken, runs, destinations = turn.frames, turn.runs, self._destinations
+        taken, destinations = turn.frames, self._destinations
+        opaques, places, messages = turn.opaques, turn.places, turn.messages
         plain, topic_of = self._intake.plain, self._context.store.topic
         first = number = len(taken)
+        last = None
         size, stored_bytes = 0, turn.stored_bytes
         body_max, stored_max = self._turn_bytes_max // 4, self._turn_bytes_max
         while frames and number - first < room and stored_bytes < stored_max:
@@ -149,15 +150,12 @@ class ShortSends:
             if message is None:
                 break
             taken.append(frames.popleft())
-            place = (to.topic.topic_id, queue_id)
-            run = runs.get(place)
-            if run is None:
-                run = runs[place] = _Run(name)
-            run.numbers.append(number)
-            run.opaques.append(opaque)
-            run.keys.append(message.unique_key)
-            run.messages.append(message)
-            run.body_bytes += len(body)
+            if to is not last:
+                last = to
+                turn.topics[to.topic_id] = name
+            opaques.append(opaque)
+            places.append((to.topic_id, queue_id))
+            messages.append(message)
             number += 1
             size += len(body)
             stored_bytes += len(message.stored)
@@ -176,14 +174,16 @@ class ShortSends:
         if turn is None or not turn.frames:
             return
 
-        def decided(missing: Collection[int], error: DLedgerError | None) -> None:
-            self._answer(turn, parts, missing, error)
+        singles = Singles(turn.places, turn.messages)
 
-        parts: list[QueueRun] = []
+        def decided(missing: Collection[int], error: DLedgerError | None) -> None:
+            if error is not None:
+                self._reply(turn, [], dict.fromkeys(range(len(turn.frames)), error))
+            else:
+                self._answer(turn, singles, missing)
+
         try:
-            for (topic_id, queue_id), run in turn.runs.items():
-                parts.append(QueueRun(topic_id, queue_id, Part(topic_id, run.messages)))
-            self._context.appender.append_runs(parts, decided)
+            self._context.appender.append_singles(singles, decided)
         except InvariantError:
             raise
         except DLedgerError as refused:
@@ -214,34 +214,37 @@ class ShortSends:
         destination = self._destinations[name, sys_flag] = _Destination(topic, template)
         return destination
 
-    def _answer(
-        self,
-        turn: _Turn,
-        parts: Iterable[QueueRun],
-        missing: Collection[int],
-        error: DLedgerError | None,
-    ) -> None:
-        if error is not None:
-            self._reply(turn, [], dict.fromkeys(range(len(turn.frames)), error))
-            return
+    def _answer(self, turn: _Turn, singles: Singles, missing: Collection[int]) -> None:
+        """Answers with the places of the messages; in missing topics nothing was stored."""
         took_s = self._context.clock.monotonic() - turn.began_s
-        answers = [b""] * len(turn.frames)
-        refused: dict[int, DLedgerError] = {}
-        stored: dict[str, tuple[int, int]] = {}  # messages and their bytes by topic
-        for (topic_id, queue_id, part), run in zip(parts, turn.runs.values(), strict=True):
+        topics = turn.topics
+        counts, sizes = dict.fromkeys(topics, 0), dict.fromkeys(topics, 0)
+        for (topic_id, _), frame in zip(turn.places, turn.frames, strict=True):
+            counts[topic_id] += 1
+            sizes[topic_id] += len(frame.body)
+        gone: dict[int, DLedgerError] = {}
+        for topic_id, name in topics.items():
             if topic_id in missing:
-                gone = TopicNotFoundError(f"topic {run.topic} was deleted meanwhile")
-                refused.update(dict.fromkeys(run.numbers, gone))
-                continue
-            encoded = self._answers.encode(
-                queue_id, run.opaques, part.first_queue_offset, part.physical_offsets, run.keys
-            )
-            for number, answer in zip(run.numbers, encoded, strict=True):
-                answers[number] = answer
-            count, size = stored.get(run.topic, (0, 0))
-            stored[run.topic] = (count + len(encoded), size + run.body_bytes)
-        for topic, (count, size) in stored.items():
-            self._context.statistics.stored(topic, count, size, took_s, requests=count)
+                gone[topic_id] = TopicNotFoundError(f"topic {name} was deleted meanwhile")
+            else:
+                count, size = counts[topic_id], sizes[topic_id]
+                self._context.statistics.stored(name, count, size, took_s, requests=count)
+        refused = (
+            {
+                number: gone[topic_id]
+                for number, (topic_id, _) in enumerate(turn.places)
+                if topic_id in gone
+            }
+            if gone
+            else {}
+        )
+        answers = self._answers.encode(
+            turn.opaques,
+            [queue_id for _, queue_id in turn.places],
+            singles.queue_offsets,
+            singles.physical_offsets,
+            [message.unique_key for message in turn.messages],
+        )
         self._reply(turn, answers, refused)
 
     def _reply(self, turn: _Turn, answers: list[bytes], refused: dict[int, DLedgerError]) -> None:

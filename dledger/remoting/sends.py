@@ -104,27 +104,27 @@ class SendAnswers:
 
     def encode(
         self,
-        queue_id: int,
         opaques: Sequence[int],
-        queue_offset: int,
+        queue_ids: Sequence[int],
+        queue_offsets: Sequence[int],
         physical_offsets: Sequence[int],
         unique_keys: Sequence[bytes],
     ) -> list[bytes]:
-        """Returns the frames of consecutive messages of a queue, one for each request.
+        """Returns frames, one for each request.
 
         Args:
-            queue_id: The queue.
             opaques: Of the requests.
-            queue_offset: Of the first message.
-            physical_offsets: Of each message.
+            queue_ids: Where each message is.
+            queue_offsets: Its offset there.
+            physical_offsets: And in the log.
             unique_keys: Of each message: ASCII letters and digits.
         """
         template = self._template
         return encode_frames(
             [
-                template % (physical_offset, queue_id, offset, key, opaque)
-                for offset, (physical_offset, key, opaque) in enumerate(
-                    zip(physical_offsets, unique_keys, opaques, strict=True), queue_offset
+                template % values
+                for values in zip(
+                    physical_offsets, queue_ids, queue_offsets, unique_keys, opaques, strict=True
                 )
             ]
         )
