@@ -173,7 +173,6 @@ class ShortSends:
         turn, self._turn = self._turn, None
         if turn is None or not turn.frames:
             return
-
         singles = Singles(turn.places, turn.messages)
 
         def decided(missing: Collection[int], error: DLedgerError | None) -> None:
@@ -222,22 +221,16 @@ class ShortSends:
         for (topic_id, _), frame in zip(turn.places, turn.frames, strict=True):
             counts[topic_id] += 1
             sizes[topic_id] += len(frame.body)
-        gone: dict[int, DLedgerError] = {}
+        refused: dict[int, DLedgerError] = {}
         for topic_id, name in topics.items():
             if topic_id in missing:
-                gone[topic_id] = TopicNotFoundError(f"topic {name} was deleted meanwhile")
+                gone = TopicNotFoundError(f"topic {name} was deleted meanwhile")
+                for number, (at, _) in enumerate(turn.places):
+                    if at == topic_id:
+                        refused[number] = gone
             else:
                 count, size = counts[topic_id], sizes[topic_id]
                 self._context.statistics.stored(name, count, size, took_s, requests=count)
-        refused = (
-            {
-                number: gone[topic_id]
-                for number, (topic_id, _) in enumerate(turn.places)
-                if topic_id in gone
-            }
-            if gone
-            else {}
-        )
         answers = self._answers.encode(
             turn.opaques,
             [queue_id for _, queue_id in turn.places],
