@@ -30,6 +30,7 @@ from broker import riders
 from broker.messages_command import (
     RUN,
     EncodedMessage,
+    Messages,
     MessagesBuilder,
     Part,
     SendIdentity,
@@ -274,7 +275,7 @@ class Appender:
         self,
         topic: TopicConfig,
         queue_id: int,
-        messages: Sequence[EncodedMessage],
+        messages: Messages,
         callback: AppendCallback,
         identity: SendIdentity | None = None,
         *,

@@ -77,14 +77,11 @@ class Delays:
 
 
 def parked(intake: Intake, parking: Parking) -> Intake:
-    """Returns encoded messages as they wait: due at a time, and not found by their keys."""
-    return Intake(
-        [
-            msgspec.structs.replace(message, tag_hash=parking.deliver_ms, unique_key=b"", keys=())
-            for message in intake.messages
-        ],
-        intake.unique_key,
+    """Returns an encoded message as it waits: due at a time, and not found by its keys."""
+    message = msgspec.structs.replace(
+        intake.single, tag_hash=parking.deliver_ms, unique_key=b"", keys=()
     )
+    return Intake([message], intake.unique_key)
 
 
 def identity_of_parked(identity: SendIdentity, topic_id: int, queue_id: int) -> SendIdentity:

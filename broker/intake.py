@@ -14,16 +14,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from broker.delay_rules import is_delayed
-from broker.messages_command import EncodedMessage
+from broker.message_run import UNIQUE_KEY_BYTES_MAX, MessageRun
+from broker.messages_command import EncodedMessage, Messages
 from dledger.codes import MESSAGE_BODY_BYTES_MAX, PROPERTIES_BYTES_MAX, MessageFlag
 from dledger.errors import InvalidParameterError, MessageRejectedError, PermissionDeniedError
 from dledger.message import (
+    StoredRun,
     StoredTemplate,
     decode_properties,
     encode_properties,
     get_property,
     iter_batch,
     java_hash,
+    similar_batch,
 )
 
 REGION = "DefaultRegion"
@@ -68,8 +71,14 @@ class Intake(NamedTuple):
         unique_key: Of a single message; empty for a batch.
     """
 
-    messages: list[EncodedMessage]
+    messages: Messages
     unique_key: str
+
+    @property
+    def single(self) -> EncodedMessage:
+        """The message of a request that is no batch."""
+        (message,) = () if isinstance(self.messages, MessageRun) else self.messages
+        return message
 
 
 class MessageIntake:
@@ -132,7 +141,9 @@ class MessageIntake:
         template = self.template(topic, sys_flag, header.reconsume_times, len(born_host))
         born = template.born(header.born_timestamp_ms, born_host)
         if is_batch:
-            return Intake(self._encode_batch(template, born, queue_id, body), "")
+            born_ms = header.born_timestamp_ms
+            run = self._encode_run(template, born_ms, born_host, queue_id, body)
+            return Intake(run or self._encode_batch(template, born, queue_id, body), "")
         try:
             raw = header.properties.encode()
         except UnicodeEncodeError as error:
@@ -181,10 +192,40 @@ class MessageIntake:
             self._plain_singles[others] = message.tag_hash
         return message
 
+    def _encode_run(
+        self,
+        template: StoredTemplate,
+        born_timestamp_ms: int,
+        born_host: bytes,
+        queue_id: int,
+        body: bytes,
+    ) -> MessageRun | None:
+        """Returns a batch whose messages are alike and need no attention, None if it is another.
+
+        Nothing is refused here: what is too large, or not known yet, is not for the quick way.
+        """
+        batch = similar_batch(body) if len(body) <= STORED_BYTES_MAX else None
+        if batch is None or not 0 < len(batch.keys[0]) <= UNIQUE_KEY_BYTES_MAX:
+            return None
+        tag_hash = self._plain.get(batch.others)
+        if (
+            tag_hash is None
+            or len(batch.keys) > BATCH_COUNT_MAX
+            or max(map(len, batch.bodies)) > MESSAGE_BODY_BYTES_MAX
+            or len(batch.others) + len(_UNIQUE_KEY_MARK) + len(batch.keys[0]) > _PLAIN_BYTES_MAX
+        ):
+            return None
+        stored = StoredRun(
+            template, born_timestamp_ms, born_host, queue_id, batch, suffix=self._suffix
+        )
+        if stored.size_bytes > STORED_BYTES_MAX:
+            return None
+        return MessageRun(stored, tag_hash, batch.keys)
+
     def _encode_batch(
         self, template: StoredTemplate, born: bytes, queue_id: int, body: bytes
     ) -> list[EncodedMessage]:
-        """Returns the messages of a batch; all are decoded before any is stored.
+        """Returns the messages of any batch; all are decoded before any is stored.
 
         Most messages of a producer differ in nothing but body and unique key; for those, what
         else is in their properties is looked at once. Several searches in the properties of each

@@ -37,6 +37,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.commands import CommandType
+from broker.message_run import MessageRun
 from dledger.codes import MessageFlag
 from dledger.errors import ConfigError, InvariantError, invariant
 from store import state_keys as keys
@@ -82,6 +83,9 @@ class EncodedMessage(msgspec.Struct, frozen=True):
     keys: Sequence[bytes] = ()
 
 
+Messages = Sequence[EncodedMessage] | MessageRun
+
+
 class SendIdentity(NamedTuple):
     """By which a repeated request is known: its producer, and the number of its first message.
 
@@ -98,6 +102,7 @@ class Part:
     Attributes:
         messages: At least one.
         identity: Whose request it is, if its producer numbers its messages.
+        stored_bytes: Bytes of the messages.
         size_bytes: Bytes of the messages, their units and their index records in a command.
         key_lengths: Lengths of the index keys, without the physical offset.
         first_queue_offset: Queue offset of the first; the others follow. -1 before encoding.
@@ -112,12 +117,13 @@ class Part:
         "physical_offsets",
         "size_bytes",
         "stems",
+        "stored_bytes",
     )
 
     def __init__(
         self,
         topic_id: int,
-        messages: Sequence[EncodedMessage],
+        messages: Messages,
         identity: SendIdentity | None = None,
     ) -> None:
         invariant(messages, "no messages to append", topic_id=topic_id)
@@ -127,30 +133,23 @@ class Part:
         self.physical_offsets: list[int] = []
         # (index key without the physical offset, number of the message)
         self.stems: list[tuple[bytes, int]] = []
-        self.size_bytes = _measure(repeat(topic_id), messages, self.stems)
-        if identity is not None:
-            self.size_bytes += SEND.size
-        self.key_lengths = frozenset([len(stem) for stem, _ in self.stems])
+        if isinstance(messages, MessageRun):
+            self.key_lengths = frozenset((messages.stem_bytes,))
+            self.stored_bytes = messages.stored_bytes
+            size = len(messages) * (messages.stem_bytes + keys.KEY_TAIL.size)
+        else:
+            self.stored_bytes = _index(repeat(topic_id), messages, self.stems)
+            lengths = [len(stem) for stem, _ in self.stems]
+            self.key_lengths = frozenset(lengths)
+            size = sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+        size += self.stored_bytes + len(messages) * keys.UNIT_BYTES
+        self.size_bytes = size if identity is None else size + SEND.size
 
-    def place(
-        self,
-        numbers: Sequence[int],
-        queue_offset: int,
-        position: int,
-        units: list[bytes],
-        bodies: list[Buffer],
-    ) -> int:
-        """Gives the messages their places; see `Singles.place`."""
-        self.first_queue_offset = queue_offset
-        positions, pack_unit = self.physical_offsets, keys.UNIT.pack
-        for message in self.messages:
-            stored = message.stored
-            size = len(stored)
-            positions.append(position)
-            units.append(pack_unit(position, size, message.tag_hash))
-            bodies.append(stored)
-            position += size
-        return position
+    @property
+    def first_bytes(self) -> int:
+        """Size of the first message."""
+        messages = self.messages
+        return messages.first_bytes if isinstance(messages, MessageRun) else len(messages[0].stored)
 
     @property
     def command_bytes(self) -> int:
@@ -164,11 +163,9 @@ class Singles:
     """Single messages of many requests to many queues. After encoding: where each went.
 
     Attributes:
-        places: Topic id and queue id of each message.
         messages: In the order in which they came; at least one.
         runs: The numbers of each queue's messages, by topic id and queue id.
-        size_bytes: Bytes of the messages, their units and their index records in a command.
-        key_lengths: Lengths of the index keys, without the physical offset.
+        stored_bytes, size_bytes, key_lengths: As of a `Part`.
         queue_offsets, physical_offsets: Of each message.
     """
 
@@ -176,21 +173,25 @@ class Singles:
         "key_lengths",
         "messages",
         "physical_offsets",
-        "places",
         "queue_offsets",
         "runs",
         "size_bytes",
         "stems",
+        "stored_bytes",
     )
 
     def __init__(
         self, places: Sequence[tuple[int, int]], messages: Sequence[EncodedMessage]
     ) -> None:
-        self.places = places
+        """Makes it of the topic id and queue id of each message."""
         self.messages = messages
         self.stems: list[tuple[bytes, int]] = []
-        self.size_bytes = _measure([topic_id for topic_id, _ in places], messages, self.stems)
-        self.key_lengths = frozenset([len(stem) for stem, _ in self.stems])
+        topic_ids = [topic_id for topic_id, _ in places]
+        self.stored_bytes = _index(topic_ids, messages, self.stems)
+        lengths = [len(stem) for stem, _ in self.stems]
+        self.key_lengths = frozenset(lengths)
+        index_bytes = sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+        self.size_bytes = self.stored_bytes + len(messages) * keys.UNIT_BYTES + index_bytes
         self.queue_offsets = [0] * len(messages)
         self.physical_offsets = [0] * len(messages)
         self.runs: dict[tuple[int, int], list[int]] = {}
@@ -201,59 +202,26 @@ class Singles:
             else:
                 runs[place] = [number]
 
-    def place(
-        self,
-        numbers: Sequence[int],
-        queue_offset: int,
-        position: int,
-        units: list[bytes],
-        bodies: list[Buffer],
-    ) -> int:
-        """Gives messages of one queue their places, and adds what a command holds of them.
 
-        Args:
-            numbers: Of the messages.
-            queue_offset: Of the first.
-            position: Physical offset of the first.
-            units: Gets their units.
-            bodies: Gets the messages.
-
-        Returns:
-            The physical offset behind the last.
-        """
-        pack_unit = keys.UNIT.pack
-        for number in numbers:
-            message = self.messages[number]
-            stored = message.stored
-            size = len(stored)
-            self.physical_offsets[number] = position
-            self.queue_offsets[number] = queue_offset
-            units.append(pack_unit(position, size, message.tag_hash))
-            bodies.append(stored)
-            position += size
-            queue_offset += 1
-        return position
-
-
-def _measure(
+def _index(
     topic_ids: Iterable[int],
     messages: Sequence[EncodedMessage],
     stems: list[tuple[bytes, int]],
 ) -> int:
-    """Adds stems of index keys, with their messages' numbers; returns the bytes of it all."""
-    size = len(messages) * keys.UNIT_BYTES
+    """Adds stems of index keys, with their messages' numbers; returns the messages' bytes."""
+    stored_bytes = 0
     for number, (topic_id, message) in enumerate(zip(topic_ids, messages, strict=False)):
-        stored_bytes = len(message.stored)
-        if stored_bytes < _STORED_BYTES_MIN:
-            raise InvariantError(f"stored message of {stored_bytes} bytes")
-        size += stored_bytes
+        size = len(message.stored)
+        if size < _STORED_BYTES_MIN:
+            raise InvariantError(f"stored message of {size} bytes")
+        stored_bytes += size
         if message.unique_key:
             stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
         if message.keys:
             # Without doubles, but in a fixed order: every run gives the same bytes.
             words = dict.fromkeys(message.keys[:KEYS_INDEXED_MAX])
             stems += [(keys.key_stem(topic_id, w, unique=False), number) for w in words if w]
-    return size + sum([len(stem) for stem, _ in stems]) + len(stems) * keys.KEY_TAIL.size
+    return stored_bytes
 
 
 # Messages, and the numbers of those for one queue: of a part, all.
@@ -261,19 +229,28 @@ _Share = tuple[Part | Singles, Sequence[int]]
 
 
 class MessagesBuilder:
-    """Collects parts and encodes them as one command.
+    """Collects messages and encodes them as one command.
 
     Invariant: `size_bytes` is the exact length of what `encode` will return.
     """
 
-    __slots__ = ("_groups", "_has_sends", "_key_lengths", "_limits", "_runs", "size_bytes")
+    __slots__ = (
+        "_has_sends",
+        "_key_lengths",
+        "_limits",
+        "_runs",
+        "_singles",
+        "_stored_bytes",
+        "size_bytes",
+    )
 
     def __init__(self, limits: LaneLimits | None = None) -> None:
         """Makes an empty builder; `limits` go with the parts that have an identity."""
         self.size_bytes = HEAD.size
         self._limits = limits or LaneLimits()
         self._has_sends = False
-        self._groups: list[Part | Singles] = []
+        self._stored_bytes = 0
+        self._singles: list[Singles] = []
         self._runs: dict[tuple[int, int], list[_Share]] = {}
         self._key_lengths: frozenset[int] = frozenset()
 
@@ -285,7 +262,7 @@ class MessagesBuilder:
             queue_id: The queue.
             part: The messages.
         """
-        self._add_group(part)
+        self._add_sizes(part)
         if part.identity is not None and not self._has_sends:
             self._has_sends = True
             self.size_bytes += SENDS_HEAD.size
@@ -293,15 +270,16 @@ class MessagesBuilder:
 
     def add_singles(self, singles: Singles) -> None:
         """Adds single messages, each behind those already added for its queue."""
-        self._add_group(singles)
+        self._add_sizes(singles)
+        self._singles.append(singles)
         for place, numbers in singles.runs.items():
             self._add_share(place, (singles, numbers))
 
-    def _add_group(self, group: Part | Singles) -> None:
-        self._groups.append(group)
-        self.size_bytes += group.size_bytes
-        if not group.key_lengths <= self._key_lengths:
-            lengths = self._key_lengths | group.key_lengths
+    def _add_sizes(self, messages: Part | Singles) -> None:
+        self._stored_bytes += messages.stored_bytes
+        self.size_bytes += messages.size_bytes
+        if not messages.key_lengths <= self._key_lengths:
+            lengths = self._key_lengths | messages.key_lengths
             self.size_bytes += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
             self._key_lengths = lengths
 
@@ -329,34 +307,32 @@ class MessagesBuilder:
         Cost: about a microsecond a message, and one copy of its bytes.
         """
         runs: list[bytes] = []
-        units: list[bytes] = []
-        bodies: list[Buffer] = []
-        queue_offsets: list[int] = []
         sends: list[bytes] = []
-        records: dict[int, list[bytes]] = {length: [] for length in sorted(self._key_lengths)}
+        encoded = _Encoded(sorted(self._key_lengths), store_timestamp_ms)
         # Messages stand at the end, after everything whose size is known by now.
-        position = body_offset + self.size_bytes - self._messages_bytes()
-        messages_at = position - body_offset
+        position = body_offset + self.size_bytes - self._stored_bytes
         for (topic_id, queue_id), shares in self._runs.items():
             count = 0
             for _, numbers in shares:
                 count += len(numbers)
             queue_offset = take_offsets(topic_id, queue_id, count)
             runs.append(RUN.pack(topic_id, queue_id, queue_offset, count))
-            queue_offsets.extend(range(queue_offset, queue_offset + count))
-            for group, numbers in shares:
-                position = group.place(numbers, queue_offset, position, units, bodies)
+            for messages, numbers in shares:
+                if isinstance(messages, Singles):
+                    position = encoded.add_singles(messages, numbers, queue_offset, position)
+                else:
+                    messages.first_queue_offset = queue_offset
+                    encoded.add(topic_id, messages, position)
+                    position += messages.stored_bytes
+                    if messages.identity is not None:
+                        sends.append(_pack_send(messages, messages.identity, topic_id, queue_id))
                 queue_offset += len(numbers)
-                if isinstance(group, Part) and group.identity is not None:
-                    sends.append(_pack_send(group, group.identity, topic_id, queue_id))
-        pack_tail = keys.KEY_TAIL.pack
-        for group in self._groups:
-            positions = group.physical_offsets
-            for stem, number in group.stems:
-                tail = pack_tail(positions[number], store_timestamp_ms)
-                records[len(stem)].append(stem + tail)
-        pieces = self._before_messages(store_timestamp_ms, runs, units, records, sends)
-        pieces.extend(bodies)
+        for singles in self._singles:
+            encoded.index(singles)
+        pieces = self._before_messages(
+            store_timestamp_ms, runs, encoded.units, encoded.records, sends
+        )
+        pieces.extend(encoded.pieces)
         command = bytearray().join(pieces)
         invariant(
             len(command) == self.size_bytes,
@@ -364,7 +340,7 @@ class MessagesBuilder:
             size_bytes=len(command),
             announced=self.size_bytes,
         )
-        _stamp(command, messages_at, body_offset, bodies, queue_offsets, store_timestamp_ms)
+        encoded.stamp(command, body_offset)
         return command
 
     def _before_messages(
@@ -399,8 +375,75 @@ class MessagesBuilder:
             pieces.extend(sends)
         return pieces
 
-    def _messages_bytes(self) -> int:
-        return sum([len(message.stored) for group in self._groups for message in group.messages])
+
+class _Encoded:
+    """Messages and their index as they stand in a command, part after part."""
+
+    __slots__ = ("_stamps", "_time_ms", "pieces", "records", "units")
+
+    def __init__(self, stem_lengths: Iterable[int], store_timestamp_ms: int) -> None:
+        self.units: list[bytes] = []
+        self.records: dict[int, list[bytes]] = {length: [] for length in stem_lengths}
+        self.pieces: list[Buffer] = []
+        self._stamps: list[tuple[int, int]] = []  # physical and queue offset still to be put in
+        self._time_ms = store_timestamp_ms
+
+    def add(self, topic_id: int, part: Part, position: int) -> None:
+        """Adds messages that begin at a physical offset."""
+        messages, time_ms = part.messages, self._time_ms
+        if isinstance(messages, MessageRun):
+            positions = part.physical_offsets = messages.positions(position)
+            self.units.extend(messages.units(positions))
+            self.pieces.extend(messages.pieces(part.first_queue_offset, positions, time_ms))
+            records = messages.index_records(topic_id, positions, time_ms)
+            self.records[messages.stem_bytes].extend(records)
+            return
+        positions = part.physical_offsets
+        pack_unit = keys.UNIT.pack
+        for message in messages:
+            stored = message.stored
+            size = len(stored)
+            positions.append(position)
+            self.units.append(pack_unit(position, size, message.tag_hash))
+            self.pieces.append(stored)
+            position += size
+        first = part.first_queue_offset
+        self._stamps.extend(zip(positions, range(first, first + len(positions)), strict=True))
+        self.index(part)
+
+    def add_singles(
+        self, singles: Singles, numbers: Sequence[int], queue_offset: int, position: int
+    ) -> int:
+        """Adds those of one queue, from these offsets on; returns the physical one behind them."""
+        for number in numbers:
+            message = singles.messages[number]
+            stored = message.stored
+            size = len(stored)
+            singles.physical_offsets[number] = position
+            singles.queue_offsets[number] = queue_offset
+            self.units.append(keys.UNIT.pack(position, size, message.tag_hash))
+            self.pieces.append(stored)
+            self._stamps.append((position, queue_offset))
+            position += size
+            queue_offset += 1
+        return position
+
+    def index(self, messages: Part | Singles) -> None:
+        """Adds the index records of messages that have been added."""
+        positions, records, time_ms = messages.physical_offsets, self.records, self._time_ms
+        pack_tail = keys.KEY_TAIL.pack
+        for stem, number in messages.stems:
+            records[len(stem)].append(stem + pack_tail(positions[number], time_ms))
+
+    def stamp(self, command: bytearray, body_offset: int) -> None:
+        """Puts places and time into the messages that were encoded without them."""
+        pack_offsets, pack_timestamp = _OFFSETS.pack_into, _TIMESTAMP.pack_into
+        for position, queue_offset in self._stamps:
+            at = position - body_offset
+            pack_offsets(command, at + _OFFSETS_AT, queue_offset, position)
+            v6 = command[at + _SYS_FLAG_LOW_BYTE_AT] & _BORN_HOST_V6
+            timestamp_at = at + (_TIMESTAMP_AT_V6 if v6 else _TIMESTAMP_AT)
+            pack_timestamp(command, timestamp_at, self._time_ms)
 
 
 def _pack_send(part: Part, identity: SendIdentity, topic_id: int, queue_id: int) -> bytes:
@@ -413,25 +456,6 @@ def _pack_send(part: Part, identity: SendIdentity, topic_id: int, queue_id: int)
         len(part.messages),
         part.physical_offsets[0],
     )
-
-
-def _stamp(
-    command: bytearray,
-    messages_at: int,
-    body_offset: int,
-    bodies: Iterable[Buffer],
-    queue_offsets: Iterable[int],
-    store_timestamp_ms: int,
-) -> None:
-    pack_offsets, pack_timestamp = _OFFSETS.pack_into, _TIMESTAMP.pack_into
-    at = messages_at
-    for stored, queue_offset in zip(bodies, queue_offsets, strict=True):
-        pack_offsets(command, at + _OFFSETS_AT, queue_offset, body_offset + at)
-        v6 = command[at + _SYS_FLAG_LOW_BYTE_AT] & _BORN_HOST_V6
-        pack_timestamp(
-            command, at + (_TIMESTAMP_AT_V6 if v6 else _TIMESTAMP_AT), store_timestamp_ms
-        )
-        at += len(stored)
 
 
 class Run(NamedTuple):

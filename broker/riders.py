@@ -86,7 +86,7 @@ def encode_prefix(riders: Sequence[tuple[Rider, Part, int]], store_timestamp_ms:
                 len(rider.payload),
                 part.first_queue_offset,
                 part.physical_offsets[0],
-                len(part.messages[0].stored),
+                part.first_bytes,
                 topic_id,
                 store_timestamp_ms,
             )

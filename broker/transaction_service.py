@@ -141,7 +141,7 @@ class TransactionService:
             header, body, topic=HALF_TOPIC, queue_id=0, born_host=born_host, is_batch=False
         )
         # Not in the key index: nobody is to find it.
-        messages = [self._intake.hidden(message) for message in intake.messages]
+        messages = [self._intake.hidden(intake.single)]
         immunity_ms = int((self._config.immunity_s if immunity_s is None else immunity_s) * 1000)
         rider = transactions.open_rider(group, immunity_ms)
 

@@ -37,7 +37,7 @@ from dledger.errors import (
     PermissionDeniedError,
     TopicNotFoundError,
 )
-from dledger.message import offset_message_id, validate_topic
+from dledger.message import offset_message_id, offset_message_ids, validate_topic
 from dledger.model import TopicConfig
 from dledger.remoting.commands import Command
 from dledger.remoting.headers import SendMessageHeader, SendMessageHeaderV2
@@ -174,7 +174,7 @@ class SendProcessor:
             else:
                 took_s = context.clock.monotonic() - began_s
                 context.statistics.stored(topic.name, count, len(command.body), took_s)
-            ids = [offset_message_id(store_host, at) for at in physical_offsets]
+            ids = offset_message_ids(store_host, physical_offsets)
             ext = _receipt(ids, queue_id, queue_offset)
             if intake.unique_key:
                 ext["transactionId"] = intake.unique_key
@@ -327,9 +327,9 @@ def _born_host(connection: Connection, command: Command) -> bytes:
     return peer_host(connection)
 
 
-def _receipt(ids: list[str], queue_id: int, queue_offset: int) -> dict[str, str]:
+def _receipt(ids: str, queue_id: int, queue_offset: int) -> dict[str, str]:
     return {
-        "msgId": ",".join(ids),
+        "msgId": ids,
         "queueId": str(queue_id),
         "queueOffset": str(queue_offset),
         **ANSWER_FIELDS,

@@ -147,7 +147,7 @@ class SendBackProcessor:
             store_host=self._store_host,
         )
         if parking is not None:
-            encoded = parked(Intake([encoded], ""), parking).messages[0]
+            encoded = parked(Intake([encoded], ""), parking).single
         return place, place_queue, encoded
 
     def _parking(

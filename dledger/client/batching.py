@@ -34,6 +34,7 @@ _HEAD = struct.Struct(">iiiii")
 _LENGTH = struct.Struct(">h")
 _FIXED_BYTES = _HEAD.size + _LENGTH.size
 _is_alone = operator.attrgetter("alone")
+_keys = operator.attrgetter("keys")
 _KEY_MARK = "UNIQ_KEY\x01"
 _KEY_BYTES = len(f"{_KEY_MARK}{'0' * 32}\x02")  # of the property; all keys are of one length
 
@@ -57,7 +58,8 @@ class Pending(msgspec.Struct):
         body: As stored; for a user-made batch the encoded elements.
         properties: Encoded, "" for a user-made batch; without the key until `give_keys`.
         keys: Unique keys of a user-made batch's messages.
-        alone: Travels in a request of its own.
+        alone: Travels in a request of its own. A user-made batch does not: a request is stored
+            whole and in order, so batches that share one keep what was promised of each.
         pinned: Belongs to one queue (explicit or by shard key) and stays there.
         deadline: On the loop's clock; set when the message is under way.
         attempts, unknown, refusals: How it fared so far.
@@ -76,6 +78,11 @@ class Pending(msgspec.Struct):
     attempts: int = 0
     unknown: int = 0
     refusals: int = 0
+
+    @property
+    def count(self) -> int:
+        """Messages in it."""
+        return len(self.keys) or 1
 
     @property
     def size_bytes(self) -> int:
@@ -112,6 +119,9 @@ def encode_elements(items: list[Pending]) -> bytes:
     head = length = b""
     for item in items:
         body, properties = item.body, item.properties
+        if item.keys:
+            pieces.append(body)
+            continue
         own = (len(body), len(properties), item.flag)
         if own != shape:
             shape = own
@@ -155,23 +165,31 @@ def take_batch(waiting: deque[Pending], *, count_max: int, bytes_max: int) -> li
     """Takes the next messages that may leave together, in order; at least one if there is one.
 
     A message whose caller no longer waits (cancelled) is sent all the same.
+
+    Args:
+        waiting: Where they are taken from.
+        count_max: Messages; those of a user-made batch count one by one.
+        bytes_max: Of the batch body.
     """
     count = min(count_max, len(waiting))
     first = list(itertools.islice(waiting, count))
     # Nearly always all of them may: then no sizes are added up one by one.
     size = sum([len(item.body) + len(item.properties) for item in first])
-    if size + count * (_FIXED_BYTES + _KEY_BYTES) <= bytes_max and not any(map(_is_alone, first)):
+    if (
+        size + count * (_FIXED_BYTES + _KEY_BYTES) <= bytes_max
+        and not any(map(_is_alone, first))
+        and not any(map(_keys, first))
+    ):
         for _ in first:
             waiting.popleft()
         return first
     batch: list[Pending] = []
-    size = 0
-    while waiting and len(batch) < count_max:
+    count = size = 0
+    while waiting:
         item = waiting[0]
-        if item.alone and batch:
-            break
+        count += item.count
         size += item.size_bytes
-        if size > bytes_max and batch:
+        if batch and (item.alone or count > count_max or size > bytes_max):
             break
         batch.append(waiting.popleft())
         if item.alone:
@@ -182,6 +200,11 @@ def take_batch(waiting: deque[Pending], *, count_max: int, bytes_max: int) -> li
 def put_back(waiting: deque[Pending], batch: list[Pending]) -> None:
     """Puts messages back to the front, in their order, to be tried again."""
     waiting.extendleft(reversed(batch))
+
+
+def total_messages(items: Sequence[Pending]) -> int:
+    """Returns the number of messages in these items; a user-made batch counts as its messages."""
+    return len(items) + sum([len(item.keys) - 1 for item in items if item.keys])
 
 
 def share_count(waiting: int, idle_lanes: int, *, count_min: int, count_max: int) -> int:

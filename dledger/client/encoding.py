@@ -203,7 +203,7 @@ class MessageEncoder:
             elements.append(element)
         self.give_keys(elements)
         keys = tuple(element.key for element in elements)
-        return Pending(future, "", encode_elements(elements), b"", keys=keys, alone=True)
+        return Pending(future, "", encode_elements(elements), b"", keys=keys)
 
     def _properties(self, message: Message) -> tuple[str, bytes]:
         """Returns key and properties; no key, and properties without one, if it comes later."""

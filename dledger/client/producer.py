@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from dledger.client.batching import Lane, Pending, put_back, share_count, take_batch
+from dledger.client.batching import Lane, Pending, share_count, take_batch, total_messages
 from dledger.client.config import ProducerConfig, nameserver_addresses
 from dledger.client.encoding import MessageEncoder, delayed
 from dledger.client.requests import Question, send_reply
@@ -28,7 +28,6 @@ from dledger.client.sending import (
     final_error,
     producer_id_of,
     send_header,
-    total_messages,
 )
 from dledger.client.session import ClientSession
 from dledger.client.tasks import TaskSet
@@ -445,8 +444,8 @@ class AsyncProducer(AsyncLifetime):
     ) -> None:
         config = self.config
         pending.deadline = self._now() + config.send_timeout_s
-        if queue is None and shard_key is None:
-            topic.line.append(pending)
+        if queue is None and shard_key is None and not pending.keys:
+            topic.line.append(pending)  # what `place` would do
         else:
             topic.place(pending, queue, shard_key)
         count = self._in_flight = self._in_flight + 1
@@ -482,18 +481,18 @@ class AsyncProducer(AsyncLifetime):
             self._start(topic, lane, batch)
         while topic.line:
             # More lanes than this would get nothing of what waits.
-            useful = -(-len(topic.line) // config.batch_messages_min)
+            useful = -(-topic.waiting // config.batch_messages_min)
             lanes = topic.free_lanes(useful, self._sender.is_quick, self._session.has_leader)
             if not lanes:
                 return
             share = share_count(
-                len(topic.line),
+                topic.waiting,
                 len(lanes),
                 count_min=config.batch_messages_min,
                 count_max=config.batch_messages_max,
             )
             topic.turn_taken(lanes[0])
-            batch = take_batch(topic.line, count_max=share, bytes_max=config.batch_bytes_max)
+            batch = topic.take_batch(count_max=share, bytes_max=config.batch_bytes_max)
             self._start(topic, lanes[0], batch)
 
     async def _resolve(self, topic: TopicLines) -> None:
@@ -552,7 +551,7 @@ class AsyncProducer(AsyncLifetime):
             if outcome.again[0].pinned:
                 topic.put_back(lane, outcome.again)
             else:
-                put_back(topic.line, outcome.again)
+                topic.return_batch(outcome.again)
         topic.settled(lane)
         self._sent += outcome.sent
         self._failed += total_messages(outcome.done) - outcome.sent

@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dledger.client.batching import Pending, encode_elements
+from dledger.client.batching import Pending, encode_elements, total_messages
 from dledger.client.config import ProducerConfig
 from dledger.client.isolation import NO_ANSWER_S, Isolation
 from dledger.client.results import SendResult
@@ -54,6 +53,7 @@ STATUS = {
 _NOT_LEADER_HINTS_MAX = 2  # believe so many hints in a row; then ask round instead
 _ATTEMPT_MIN_S = 0.2
 _attempts = operator.attrgetter("attempts")
+_keys = operator.attrgetter("keys")
 _TIMERS = (b"TIMER_DELAY_SEC", b"TIMER_DELAY_MS", b"TIMER_DELIVER_MS")
 
 
@@ -135,7 +135,8 @@ class BatchSender:
 
         Args:
             queue: Where to.
-            batch: Messages in order; all alone or all batchable.
+            batch: Messages, or user-made batches of them, in order; one that is alone, or all
+                batchable.
             may_leave: Another broker group can take messages that are not pinned, so return them
                 instead of waiting for this group's next leader.
         """
@@ -318,7 +319,8 @@ class BatchSender:
         again = recognised == "1"
         if len(ids) != count:
             ids = [ids[0]] * count
-        if len(batch) > 1 and not again and not any(map(_attempts, batch)):
+        ordinary = len(batch) > 1 and not any(map(_keys, batch))
+        if ordinary and not again and not any(map(_attempts, batch)):
             # Nearly always: an ordinary batch at its first attempt. The rest is as by default.
             places = range(offset, offset + count)
             for item, name, place in zip(batch, ids, places, strict=True):
@@ -392,8 +394,3 @@ def final_error(item: Pending, error: DLedgerError) -> DLedgerError:
     )
     failed.__cause__ = error
     return failed
-
-
-def total_messages(items: Sequence[Pending]) -> int:
-    """Returns the number of messages in these items; a user-made batch counts as its messages."""
-    return len(items) + sum([len(item.keys) - 1 for item in items if item.keys])

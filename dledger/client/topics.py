@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 
-from dledger.client.batching import Lane, Pending
+from dledger.client.batching import Lane, Pending, put_back, take_batch, total_messages
 from dledger.client.routes import TopicRoute
 from dledger.client.selection import PublishList, RoundRobin, queue_of_key
 from dledger.errors import DLedgerError, InvalidParameterError, RouteNotFoundError
@@ -27,6 +27,7 @@ class TopicLines:
         self.route: TopicRoute | None = None
         self.resolving = False  # a task is asking for the route
         self.line: deque[Pending] = deque()
+        self._batched = 0  # messages in it beyond one an item: those of user-made batches
         self._unplaced: deque[tuple[Pending, Target, str | None]] = deque()
         self._lanes: dict[MessageQueue, Lane] = {}
         self._publish = PublishList(name)
@@ -63,6 +64,7 @@ class TopicLines:
         """Puts a message where it waits: see the class."""
         if queue is None and shard_key is None:
             self.line.append(pending)
+            self._batched += pending.count - 1
             return
         pending.pinned = True
         if self.route is not None and not self._unplaced:
@@ -104,10 +106,36 @@ class TopicLines:
         self._turn.taken(index)
         return queues[index]
 
+    @property
+    def waiting(self) -> int:
+        """Messages in the common line; those of user-made batches count one by one."""
+        return len(self.line) + self._batched
+
+    def take_batch(self, *, count_max: int, bytes_max: int) -> list[Pending]:
+        """Takes the next of the common line that may leave together.
+
+        Args:
+            count_max: Messages. User-made batches are not cut: one that the even share ends in
+                is taken, or those behind it would wait for a lane in vain.
+            bytes_max: Of the batch body.
+        """
+        if not self._batched:
+            return take_batch(self.line, count_max=count_max, bytes_max=bytes_max)
+        first = self.line[0].count
+        batch = take_batch(self.line, count_max=-(-count_max // first) * first, bytes_max=bytes_max)
+        self._batched -= total_messages(batch) - len(batch)
+        return batch
+
+    def return_batch(self, batch: list[Pending]) -> None:
+        """Puts messages back to the front of the common line, to be tried again."""
+        put_back(self.line, batch)
+        self._batched += total_messages(batch) - len(batch)
+
     def take_unroutable(self) -> list[Pending]:
         """Takes all that cannot be sent because there is no route."""
         taken = [*self.line, *(pending for pending, _, _ in self._unplaced)]
         self.line.clear()
+        self._batched = 0
         self._unplaced.clear()
         return taken
 

@@ -20,6 +20,7 @@ from dledger.message.identity import (
     format_host,
     java_hash,
     offset_message_id,
+    offset_message_ids,
     pack_host,
     parse_offset_message_id,
     tag_hash,
@@ -67,6 +68,7 @@ from dledger.message.records import (
     with_reconsume_times,
 )
 from dledger.message.runs import decode_run
+from dledger.message.similar import SimilarBatch, StoredRun, similar_batch
 
 __all__ = [
     "NORMAL_MARK",
@@ -85,6 +87,8 @@ __all__ = [
     "ReceiptHandle",
     "ReceivedMessage",
     "Rejection",
+    "SimilarBatch",
+    "StoredRun",
     "StoredTemplate",
     "UniqueKeyGenerator",
     "compress_body",
@@ -110,9 +114,11 @@ __all__ = [
     "java_hash",
     "message_properties",
     "offset_message_id",
+    "offset_message_ids",
     "pack_host",
     "parse_offset_message_id",
     "retry_mark",
+    "similar_batch",
     "stored_properties",
     "stored_reconsume_times",
     "stored_size",

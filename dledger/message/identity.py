@@ -9,7 +9,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from dledger.checksum import crc32
@@ -87,6 +88,13 @@ def format_host(host: bytes) -> str:
 def offset_message_id(host: bytes, physical_offset: int) -> str:
     """Returns the id made of a packed store host and a physical offset, in upper-case hex."""
     return (host + _OFFSET.pack(physical_offset)).hex().upper()
+
+
+def offset_message_ids(host: bytes, physical_offsets: Sequence[int]) -> str:
+    """Returns the ids of several messages as one text, joined by commas; at least one."""
+    pack = struct.Struct(f">{len(host)}sq").pack
+    packed = b"".join(map(pack, repeat(host), physical_offsets))
+    return packed.hex(",", len(host) + _OFFSET.size).upper()
 
 
 def parse_offset_message_id(text: str) -> tuple[str, int, int]:

@@ -269,7 +269,7 @@ class StoredTemplate:
     Cost: about a third of `encode_stored` for each message.
     """
 
-    __slots__ = ("_after_host", "_before_time", "_fixed_bytes", "_magic", "_topic")
+    __slots__ = ("_after_host", "_before_time", "fixed_bytes", "magic", "topic")
 
     def __init__(
         self,
@@ -307,11 +307,11 @@ class StoredTemplate:
         )
         topic_at = _HEAD_SIZE + born_host_bytes - 8 + len(store_host) - 8
         born_host_stop = _BORN_TIMESTAMP_AT + _I64.size + born_host_bytes
-        self._fixed_bytes = len(empty)
-        self._magic: int = _FRONT.unpack_from(empty)[1]
+        self.fixed_bytes = len(empty)  # of a message without body and properties
+        self.magic: int = _FRONT.unpack_from(empty)[1]
         self._before_time = empty[QUEUE_OFFSET_AT:_BORN_TIMESTAMP_AT]
         self._after_host = empty[born_host_stop : topic_at - _U32.size]
-        self._topic = empty[topic_at : -_U16.size]
+        self.topic = empty[topic_at : -_U16.size]  # with its length
 
     def born(self, timestamp_ms: int, host: bytes) -> bytes:
         """Returns what `encode` needs for messages of this time and of this packed address.
@@ -323,6 +323,22 @@ class StoredTemplate:
             return self._before_time + _I64.pack(timestamp_ms) + host + self._after_host
         except struct.error as exc:
             raise MessageRejectedError(f"a number does not fit its field: {exc}") from exc
+
+    def middle(self, born: bytes, store_timestamp_ms: int) -> bytes:
+        """Returns what stands between the physical offset and the length of the body.
+
+        Args:
+            born: Time, eight bytes, and packed address of the sender.
+            store_timestamp_ms: When the message is stored.
+        """
+        return b"".join(
+            (
+                self._before_time[SYS_FLAG_AT - QUEUE_OFFSET_AT :],
+                born,
+                _I64.pack(store_timestamp_ms),
+                self._after_host[_I64.size :],
+            )
+        )
 
     def encode(
         self, born: bytes, queue_id: int, flag: int, body: _Buffer, properties: bytes
@@ -344,8 +360,8 @@ class StoredTemplate:
             return b"".join(
                 (
                     _FRONT.pack(
-                        self._fixed_bytes + body_length + properties_length,
-                        self._magic,
+                        self.fixed_bytes + body_length + properties_length,
+                        self.magic,
                         crc32(body) & 0x7FFFFFFF,
                         queue_id,
                         flag,
@@ -353,7 +369,7 @@ class StoredTemplate:
                     born,
                     _U32.pack(body_length),
                     body,
-                    self._topic,
+                    self.topic,
                     _U16.pack(properties_length),
                     properties,
                 )

@@ -20,7 +20,8 @@ from broker import half_messages, locks
 from broker.appender import Appender
 from broker.config import BrokerConfig
 from broker.locks import LockQueues
-from broker.messages_command import EncodedMessage, SendIdentity
+from broker.message_run import MessageRun
+from broker.messages_command import EncodedMessage, Messages, SendIdentity
 from broker.offset_commits import Committed, OffsetCommits
 from broker.processors.offsets import OffsetProcessor
 from broker.requests import AppendCallback
@@ -217,7 +218,7 @@ class TearsBatches(Appender):
         self,
         topic: TopicConfig,
         queue_id: int,
-        messages: Sequence[EncodedMessage],
+        messages: Messages,
         callback: AppendCallback,
         identity: SendIdentity | None = None,
         *,
@@ -226,6 +227,7 @@ class TearsBatches(Appender):
         """Appends the first message, and the others each when the one before it is stored."""
         if len(messages) < 2 or rider is not None:
             return super().append(topic, queue_id, messages, callback, identity, rider=rider)
+        messages = _one_by_one(messages)
         places: list[int] = []
         begin: list[int] = []
 
@@ -248,6 +250,16 @@ class TearsBatches(Appender):
                 callback(-1, [], error)
 
         return super().append(topic, queue_id, messages[:1], stored)
+
+
+def _one_by_one(messages: Messages) -> Sequence[EncodedMessage]:
+    """Returns messages that came by column as if they had come one by one."""
+    if not isinstance(messages, MessageRun):
+        return messages
+    positions = messages.positions(0)
+    stored = b"".join(messages.pieces(0, positions, 0))
+    cuts = zip(positions, [*positions[1:], len(stored)], messages.unique_keys, strict=True)
+    return [EncodedMessage(stored[start:stop], messages.tag_hash, key) for start, stop, key in cuts]
 
 
 def _grants_all(_rows: RowChanges, command: LockQueues) -> list[tuple[str, int]]:

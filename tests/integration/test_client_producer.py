@@ -128,6 +128,46 @@ def test_send_batch_is_stored_together() -> None:
     run_producer(scenario)
 
 
+def test_batches_of_a_queue_share_a_request_and_each_gets_its_own_results() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await producer.send(Message("t", b"first"), queue=1)  # its lane is known, and then busy
+        cluster.group.batch_sizes.clear()
+        lone = producer.send(Message("t", b"lone"), queue=1)
+        await asyncio.sleep(0)
+        batches = [
+            producer.send_batch([Message("t", b"%d-%d" % (n, i)) for i in range(n)], queue=1)
+            for n in range(1, 5)
+        ]
+        one = producer.send(Message("t", b"one"), queue=1)
+        results = await asyncio.gather(*batches)
+        assert (await lone).queue_offset == 1
+        # A task begins later than a call: what was sent last stands before the batches.
+        assert (await one).queue_offset == 2
+        assert cluster.group.batch_sizes == [1, 1 + 1 + 2 + 3 + 4]
+        offsets = [[result.queue_offset for result in each] for each in results]
+        assert offsets == [[3], [4, 5], [6, 7, 8], [9, 10, 11, 12]]
+        stored = cluster.group.log["t", 1]
+        for each in results:
+            for result in each:
+                found = decode_stored(stored[result.queue_offset].raw)
+                assert found.unique_key == result.message_id
+                assert found.offset_message_id == result.offset_message_id
+        assert producer.statistics().sent == 13
+
+    run_producer(scenario)
+
+
+def test_batches_are_spread_over_the_queues_by_their_messages() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await producer.send(Message("t", b"so that the route is known"), queue=0)
+        cluster.group.batch_sizes.clear()
+        batch = [Message("t", b"x")] * 50
+        await asyncio.gather(*(producer.send_batch(batch) for _ in range(8)))
+        assert cluster.group.batch_sizes == [100, 100, 100, 100]
+
+    run_producer(scenario)
+
+
 def test_oneway_arrives() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         await producer.send_oneway(Message("t", b"x"), queue=0)

@@ -321,6 +321,26 @@ def test_one_bad_message_does_not_take_its_batch_along() -> None:
     run_producer(scenario)
 
 
+def test_a_refused_batch_does_not_take_those_along_that_shared_its_request() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await producer.send(Message("t", b"first"), queue=0)
+        cluster.group.poison.append(b"bad")
+        bodies = [[b"a", b"b"], [b"c", b"bad"], [b"d"]]
+        results = await asyncio.gather(
+            *(producer.send_batch([Message("t", b) for b in each], queue=0) for each in bodies),
+            return_exceptions=True,
+        )
+        refused = results[1]
+        assert isinstance(refused, BrokerResponseError)
+        assert refused.definite
+        assert cluster.group.bodies("t", 0) == [b"first", b"a", b"b", b"d"]
+        assert [one.queue_offset for one in results[0]] == [1, 2]  # type: ignore[union-attr]
+        assert [one.queue_offset for one in results[2]] == [3]  # type: ignore[union-attr]
+        assert producer.statistics().failed == 2
+
+    run_producer(scenario)
+
+
 def test_another_group_takes_over_what_any_queue_may_hold() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         loop = asyncio.get_running_loop()

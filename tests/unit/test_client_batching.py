@@ -8,6 +8,7 @@ import pytest
 from dledger.client.batching import Pending, encode_elements, put_back, share_count, take_batch
 from dledger.client.config import ProducerConfig
 from dledger.client.encoding import MessageEncoder
+from dledger.client.topics import TopicLines
 from dledger.errors import MessageRejectedError
 from dledger.message import (
     Message,
@@ -69,6 +70,36 @@ def test_what_wants_to_be_alone_is() -> None:
     while waiting:
         sizes.append(len(take_batch(waiting, count_max=10, bytes_max=10**6)))
     assert sizes == [1, 1, 1]
+
+
+def user_batch(count: int) -> Pending:
+    item = pending(b"b" * 10 * count)
+    item.keys = ("K",) * count
+    return item
+
+
+def test_user_made_batches_share_a_request_and_count_as_their_messages() -> None:
+    waiting = deque([pending(), *(user_batch(3) for _ in range(4)), pending()])
+    taken = []
+    while waiting:
+        taken.append([item.count for item in take_batch(waiting, count_max=7, bytes_max=10**6)])
+    assert taken == [[1, 3, 3], [3, 3, 1]]
+    elements = encode_elements([pending(b"x"), user_batch(2), pending(b"y")])
+    assert elements == encode_batch_element(b"x", b"") + b"b" * 20 + encode_batch_element(b"y", b"")
+
+
+def test_the_common_line_knows_its_messages_and_cuts_no_user_made_batch() -> None:
+    topic = TopicLines("t")
+    for _ in range(7):
+        topic.place(user_batch(100), None, None)
+    assert topic.waiting == 700
+    batch = topic.take_batch(count_max=175, bytes_max=10**6)  # the even share of four lanes
+    assert [item.count for item in batch] == [100, 100]
+    assert topic.waiting == 500
+    topic.return_batch(batch)
+    assert topic.waiting == 700
+    assert len(topic.take_unroutable()) == 7
+    assert topic.waiting == 0
 
 
 @pytest.mark.parametrize(
