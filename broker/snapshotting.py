@@ -49,7 +49,8 @@ class Snapshotter:
         async with self._turn:
             stores = self._stores
             with stores.store.copying() as copy_to:
-                info = await self._maintenance.run(partial(stores.snapshots.prepare, copy_to))
+                work = partial(stores.snapshots.prepare, copy_to)
+                info = await self._maintenance.run(work, stores.store.release_pages)
             # With flush "async" entries are applied before they are synced; a snapshot must never
             # know more than the log after a power cut.
             while stores.log.statistics().synced_index < info.applied_index:

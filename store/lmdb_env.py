@@ -32,6 +32,7 @@ from dledger.errors import (
     StoreClosedError,
     StoreError,
 )
+from store.mapped_pages import MappedPages
 
 ReadTransaction: TypeAlias = "lmdb.Transaction[bytes]"
 WriteTransaction: TypeAlias = "lmdb.Transaction[bytes]"
@@ -121,6 +122,7 @@ class LmdbEnvironment:
             raise UnusableStateError(f"{path}: {exc}") from exc
         except lmdb.Error as exc:
             raise _translated(exc, path) from exc
+        self._pages = MappedPages(data_file)
         self._page_bytes: int = self._env.stat()["psize"]
         self._allocated_bytes = data_file.stat().st_size
         self._open = True
@@ -146,6 +148,7 @@ class LmdbEnvironment:
     def read(self) -> ReadTransaction:
         """Returns a read transaction, to be used in a `with` and left soon."""
         self._check_open()
+        self._pages.used()
         return self._env.begin()
 
     def write(self, operations: Callable[[WriteTransaction], None], *, bytes_estimate: int) -> None:
@@ -163,6 +166,7 @@ class LmdbEnvironment:
         Durability: written on return.
         """
         self._check_open()
+        self._pages.used()
         self._make_room(_ROOM_BYTES_MIN + bytes_estimate)
         while True:
             try:
@@ -205,6 +209,7 @@ class LmdbEnvironment:
     def end_copy(self) -> None:
         """Ends what `begin_copy` began."""
         self._copying = False
+        self.release_pages()
 
     def copy_to(self, directory: Path) -> None:
         """Writes a consistent, compact copy into an existing directory. On any thread.
@@ -217,6 +222,10 @@ class LmdbEnvironment:
             self._env.copy(str(directory), compact=True)
         except lmdb.Error as exc:
             raise _translated(exc, directory) from exc
+
+    def release_pages(self) -> None:
+        """Gives mapped pages back if there are many; for while a copy runs, which maps them all."""
+        self._pages.look()
 
     def used_bytes(self) -> int:
         """Returns how far the file is used: bytes up to its last page in use."""

@@ -404,6 +404,10 @@ class StateStore:
         finally:
             self._environment.end_copy()
 
+    def release_pages(self) -> None:
+        """Gives memory back that a copy takes while it runs; to be called now and then."""
+        self._environment.release_pages()
+
     def replace(self) -> None:
         """Goes on with the file that `snapshots.copy_checked` has put beside the live one.
 

@@ -222,6 +222,8 @@ async def fan_out(load: Load) -> Figures:
         while True:
             messages = await consumer.pull(queue, timeout_s=1.0)
             read += len(messages)
+            # Kept until the next ones come, those of so many readers would fill all caches.
+            del messages
             if read >= expected:
                 done.set()
 

@@ -160,4 +160,6 @@ def _decode(
     messages = decode_run(body, broker_name=queue.broker_name)
     if subscription.tags:
         messages = [message for message in messages if subscription.matches(message.tags)]
+    if messages and messages[0].queue_offset >= offset:
+        return messages
     return [message for message in messages if message.queue_offset >= offset]

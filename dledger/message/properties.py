@@ -12,9 +12,10 @@ from dledger.codes import PROPERTIES_BYTES_MAX
 from dledger.errors import MessageRejectedError
 
 # Where a unique key lies that comes first; keys are of 32 digits.
-_KEY_MARK = b"UNIQ_KEY\x01"
-_KEY_AT = len(_KEY_MARK)
-_KEY_STOP = _KEY_AT + 32
+KEY_MARK = b"UNIQ_KEY\x01"
+KEY_BYTES = 32
+_KEY_AT = len(KEY_MARK)
+_KEY_STOP = _KEY_AT + KEY_BYTES
 _REST_AT = _KEY_STOP + 1
 _SIMILAR_MAX = 64
 
@@ -151,16 +152,25 @@ class SimilarProperties:
         """Returns the same as `decode_properties`."""
         key = raw[_KEY_AT:_KEY_STOP]
         # Of letters and digits only, so it holds neither separator.
-        if raw.startswith(_KEY_MARK) and raw[_KEY_STOP:_REST_AT] == b"\x02" and key.isalnum():
-            rest = raw[_REST_AT:]
-            known = self._known.get(rest)
-            if known is None:
-                known = self._learn(rest)
+        if raw.startswith(KEY_MARK) and raw[_KEY_STOP:_REST_AT] == b"\x02" and key.isalnum():
+            known = self.beside_key(raw[_REST_AT:])
             if known:
                 properties = known.copy()
                 properties[Property.UNIQUE_KEY] = key.decode()
                 return properties
         return decode_properties(raw)
+
+    def beside_key(self, rest: bytes) -> dict[str, str]:
+        """Returns the properties with an empty unique key in front; not to be changed.
+
+        Args:
+            rest: What follows the key and its separator.
+
+        Returns:
+            Nothing if there is another unique key among the rest.
+        """
+        known = self._known.get(rest)
+        return self._learn(rest) if known is None else known
 
     def _learn(self, rest: bytes) -> dict[str, str]:
         others = decode_properties(rest)
