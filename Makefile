@@ -16,7 +16,7 @@ JOBS     ?= auto
 PYTEST   := -m pytest -q -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test test-quick jepsen-smoke jepsen-full check-checkers check-controls bench \
-	bench-growth bench-peers lint fmt wheel clean
+	bench-all bench-growth bench-peers lint fmt wheel clean
 .PHONY: interop interop-java interop-go interop-node interop-apache interop-standstill
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make lint   format check, ruff, mypy, import contracts"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make bench  the table of figures, measured in one run"
+	@echo "make bench-all   that, the pictures and the other brokers, into docs/performance.md; an hour"
 	@echo "make bench-growth   how they change as the work grows, with pictures"
 	@echo "make bench-peers  the same loads against other replicated brokers; twelve minutes"
 	@echo "make wheel  build the wheel into dist/"
@@ -99,9 +100,14 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The table, the pictures and the other brokers, one after the other on a machine that does nothing
+# else, into docs/performance.md; about an hour.
+bench-all:
+	$(MAKE) bench bench-growth bench-peers WRITE=--write
+
 # On a machine that does nothing else; about a quarter of an hour.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/table.py $(WRITE)
 
 # About twenty minutes, and 45 GB of disk meanwhile. WRITE=--write puts it into docs/performance.md.
 bench-growth: $(STAMP)

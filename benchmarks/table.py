@@ -1,11 +1,14 @@
 """The whole table of figures, from one run on one machine, beside the limit program's.
 
     make bench                                   about a quarter of an hour, to build/bench.json
+    make bench WRITE=--write                     and into docs/performance.md
     python benchmarks/table.py --rows paced,batch
     python benchmarks/table.py --quick           one small round of everything: does it work?
 
 Each case runs in turns with the limit program (`limit.py`: the same bytes to two peers, synced,
 with nothing around them), so that a disk that is busy for a while spoils both. Figures are medians.
+A rate is compared with the bytes that the limit program moves in the same window, a latency with
+that of a lone group of 1 KiB.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from cli.cluster import LocalCluster, free_port_base
 from cli.layout import ClusterSpec
 from dledger.bench import Load
 from dledger.client.sync_admin import Admin
+from interop.table import replace_between
 
 MIB = 1024 * 1024
 # `dledger bench` sends or reads so many times fewer messages in these cases than it is told.
@@ -103,8 +107,16 @@ CASES = {
         "fan-out to 10 groups", "fan-out", (Goal("messages_per_s", 300_000),), {}, "bench-fan-out"
     ),
 }
-WRITING = ("send", "batch")
 READING = ("read", "raw")
+FIGURES = {
+    "messages_per_s": "messages/s",
+    "megabytes_per_s": "MB/s",
+    "p50_ms": "p50, ms",
+    "p99_ms": "p99, ms",
+    "max_ms": "maximum, ms",
+    "ratio_to_limit": "ratio to the limit program",
+}
+PAGE = machine.ROOT / "docs" / "performance.md"
 
 
 def resident_mb(pid: int) -> float:
@@ -187,15 +199,16 @@ def measure_row(row: Row, cluster: LocalCluster, options: argparse.Namespace) ->
     for _ in range(options.rounds):
         ceilings.append(limit_of(load, options))
         figures.append(run_cases([row.case], load)[0].as_dict())
-    ceiling = statistics.median(ceilings)
+    rate = middle(figures, "megabytes_per_s") / middle(ceilings, "megabytes_per_s")
     for goal in row.goals:
-        more: dict[str, Any] = {"limit_megabytes_per_s": ceiling}
-        if goal.figure == "ratio_to_limit":
-            value = middle(figures, "megabytes_per_s") / ceiling
-        else:
-            value = middle(figures, goal.figure)
-        if not goal.at_most and row.case in WRITING:
-            more["ratio_to_limit"] = round(middle(figures, "megabytes_per_s") / ceiling, 3)
+        is_latency = goal.figure.endswith("_ms")
+        value = rate if goal.figure == "ratio_to_limit" else middle(figures, goal.figure)
+        limit_name = goal.figure if is_latency else "megabytes_per_s"
+        ceiling = middle(ceilings, limit_name)
+        more = {
+            f"limit_{limit_name}": ceiling,
+            "ratio_to_limit": round(value / ceiling if is_latency else rate, 3),
+        }
         yield line(row.name, goal.figure, value, goal.value, goal.at_most, **more)
 
 
@@ -210,10 +223,16 @@ def fill(load: Load) -> None:
         run_cases(["batch"], dataclasses.replace(load, messages=load.messages + load.batch))
 
 
-def limit_of(load: Load, options: argparse.Namespace) -> float:
-    """Returns the MB/s of the limit program with the same window."""
+def limit_of(load: Load, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the limit program's MB/s with the same window, and its latency of a lone group."""
     window_bytes = max(limit.READ_BYTES, load.window * load.size_bytes)
-    return limit.measure(options.limit_megabytes, 64 * 1024, window_bytes)["megabytes_per_s"]
+    most = limit.measure(options.limit_megabytes, 64 * 1024, window_bytes)
+    lone = limit.measure(1, 1024, 1024)
+    return {
+        "megabytes_per_s": most["megabytes_per_s"],
+        "p50_ms": lone["group_p50_ms"],
+        "p99_ms": lone["group_p99_ms"],
+    }
 
 
 def middle(figures: list[dict[str, Any]], name: str) -> float:
@@ -248,12 +267,17 @@ def one_a_request(
     topic = f"single-{size}"
     address = asyncio.run(single.leader_of(cluster.nameserver, topic, 4))
     shape = argparse.Namespace(queues=4, size=size, messages=options.messages, window=1000)
-    rates = [
-        asyncio.run(single.send(address, topic, shape))["messages_per_s"]
-        for _ in range(options.rounds)
-    ]
-    name = f"one message a request, {size} B"
-    yield line(name, "messages_per_s", statistics.median(rates), goal)
+    load = dataclasses.replace(base_load(cluster, options), size_bytes=size)
+    ceilings, rates = [], []
+    for _ in range(options.rounds):
+        ceilings.append(limit_of(load, options))
+        rates.append(asyncio.run(single.send(address, topic, shape))["messages_per_s"])
+    ceiling, rate = middle(ceilings, "megabytes_per_s"), statistics.median(rates)
+    more = {
+        "limit_megabytes_per_s": ceiling,
+        "ratio_to_limit": round(rate * size / 1e6 / ceiling, 3),
+    }
+    yield line(f"one message a request, {size} B", "messages_per_s", rate, goal, **more)
 
 
 def after_many(_: LocalCluster, options: argparse.Namespace) -> Lines:
@@ -331,11 +355,17 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     for entry in lines:
         mark = {True: " (reached)", False: "", None: ""}[entry["reached"]]
         ratio = entry.get("ratio_to_limit", "")
+        figure = FIGURES.get(entry["figure"], entry["figure"])
         rows.append(
-            f"| {entry['name']} | {entry['figure']} | {entry['value']:,} "
+            f"| {entry['name']} | {figure} | {readable(entry['value'])} "
             f"| {entry['goal']:,}{mark} | {ratio} |"
         )
     return "\n".join(rows)
+
+
+def readable(value: float) -> str:
+    """Returns a figure with as many digits as mean something."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,}"
 
 
 def chosen(text: str) -> list[str]:
@@ -361,6 +391,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit-megabytes", type=int, default=300)
     parser.add_argument("--quick", action="store_true", help="small: does everything run?")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:
         options.messages, options.rounds, options.trials = 2000, 1, 1
@@ -384,8 +416,11 @@ def main() -> None:
             print(f"{row}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": about, "lines": lines}, indent=1) + "\n")
-    print(markdown(lines))
-    print(f"\n{machine.describe(about)}")
+    text = f"{markdown(lines)}\n\n{machine.describe(about)}"
+    print(text)
+    if options.write:
+        page = replace_between(options.page.read_text(encoding="utf-8"), "table", text)
+        options.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,17 +22,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from broker import riders
 from broker.messages_command import (
+    RUN,
     EncodedMessage,
     Messages,
     MessagesBuilder,
     Part,
     SendIdentity,
+    Singles,
 )
 from broker.requests import AppendCallback, AppendRequest, RequestsUnderWay, call_back
 from broker.riders import Rider
@@ -60,6 +62,8 @@ _logger = logging.getLogger(__name__)
 
 # (result of the command, None) or (None, error)
 ProposalCallback = Callable[[object, DLedgerError | None], None]
+# (ids of topics that had been deleted before: nothing is stored in them; None) or ((), error)
+SinglesCallback = Callable[[Collection[int], DLedgerError | None], None]
 
 # How long a repetition waits whose first attempt nobody waits for any more: without a pause its
 # producer would ask again at once.
@@ -158,7 +162,16 @@ class AppliedState(Protocol):
 class _Gathering:
     """One command being gathered, then proposed. Satisfies `StampedCommand`."""
 
-    __slots__ = ("_owner", "builder", "prefix", "requests", "riders", "size_bytes", "whole")
+    __slots__ = (
+        "_owner",
+        "builder",
+        "prefix",
+        "requests",
+        "riders",
+        "singles_callbacks",
+        "size_bytes",
+        "whole",
+    )
 
     def __init__(
         self,
@@ -173,7 +186,14 @@ class _Gathering:
         self.whole = whole  # called back instead of each request's own callback
         self.size_bytes = len(prefix) + self.builder.size_bytes
         self.requests: list[AppendRequest] = []
+        self.singles_callbacks: list[SinglesCallback] = []
         self.riders: list[tuple[Rider, Part, int]] = []
+
+    def add_singles(self, singles: Singles, callback: SinglesCallback) -> None:
+        """Adds single messages of many requests, which are called back as one."""
+        self.builder.add_singles(singles)
+        self.size_bytes = len(self.prefix) + self.builder.size_bytes
+        self.singles_callbacks.append(callback)
 
     def add(self, request: AppendRequest, queue_id: int, rider: Rider | None) -> None:
         """Adds the messages of a request."""
@@ -231,6 +251,7 @@ class Appender:
         self._under_way = RequestsUnderWay()
         self._store_timestamp_ms = 0
         self._waiting: deque[_Gathering] = deque()  # the last one may still grow
+        self._gatherers: list[Callable[[], None]] = []
         self._flush_scheduled = False
         self._commands_in_flight = 0
         self._pending_bytes = 0
@@ -297,6 +318,48 @@ class Appender:
         part = Part(topic.topic_id, messages, identity)
         size = part.command_bytes + (riders.prefix_bytes([(rider, part, 0)]) if rider else 0)
         self._check_room(len(messages), size)
+        gathering = self._gathering(size, rider)
+        before = gathering.size_bytes
+        request = AppendRequest(part, topic, queue_id, callback)
+        if request.lane is not None:
+            self._under_way.add(request.lane, request)
+        gathering.add(request, queue_id, rider)
+        self._pending_bytes += gathering.size_bytes - before
+        self._schedule_flush()
+        return False
+
+    def append_singles(self, singles: Singles, callback: SinglesCallback) -> None:
+        """Takes single messages of many requests to many queues, which share one callback.
+
+        Args:
+            singles: About `command_bytes_max` in all.
+            callback: Called once, later. Without an error `singles` holds their places, but for
+                those in topics that had been deleted. It must not raise.
+
+        Raises, with nothing accepted and no callback to come: as `append`.
+
+        Durability: as `append`.
+        """
+        if self._serving_term is None:
+            raise NotLeaderError(self._raft.leader_id, self._raft.term)
+        size = singles.size_bytes + len(singles.runs) * RUN.size
+        self._check_room(len(singles.messages), size)
+        gathering = self._gathering(size, None)
+        before = gathering.size_bytes
+        gathering.add_singles(singles, callback)
+        self._pending_bytes += gathering.size_bytes - before
+        self._schedule_flush()
+
+    def before_flush(self, hand_over: Callable[[], None]) -> None:
+        """Calls this once before the messages of this turn are proposed.
+
+        For those who gather messages themselves while requests come in, to append them then.
+        """
+        self._gatherers.append(hand_over)
+        self._schedule_flush()
+
+    def _gathering(self, size: int, rider: Rider | None) -> _Gathering:
+        """Returns the command that so many bytes of messages join."""
         gathering = self._waiting[-1] if self._waiting else None
         if (
             gathering is None
@@ -306,14 +369,7 @@ class Appender:
             gathering = _Gathering(self, self._config.lanes)
             self._waiting.append(gathering)
             self._pending_bytes += gathering.size_bytes
-        before = gathering.size_bytes
-        request = AppendRequest(part, topic, queue_id, callback)
-        if request.lane is not None:
-            self._under_way.add(request.lane, request)
-        gathering.add(request, queue_id, rider)
-        self._pending_bytes += gathering.size_bytes - before
-        self._schedule_flush()
-        return False
+        return gathering
 
     def _check_room(self, count: int, size: int) -> None:
         """Raises what `append` says if so many messages of this size cannot be taken now."""
@@ -446,12 +502,15 @@ class Appender:
     # --- proposing --------------------------------------------------------------------------
 
     def _schedule_flush(self) -> None:
-        if not self._flush_scheduled and self._waiting:
+        if not self._flush_scheduled and (self._waiting or self._gatherers):
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Proposes what has gathered, as far as the window allows."""
+        gatherers, self._gatherers = self._gatherers, []
+        for hand_over in gatherers:
+            hand_over()
         self._flush_scheduled = False
         while self._waiting and self._commands_in_flight < self._config.commands_in_flight_max:
             self._propose(self._waiting.popleft())
@@ -510,6 +569,8 @@ class Appender:
                 failure = TopicNotFoundError(f"topic {request.topic.name} was deleted meanwhile")
             self._under_way.decided(request, failure)
             request.answer(failure)
+        for callback in gathering.singles_callbacks:
+            callback(missing, error)
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()

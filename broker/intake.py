@@ -57,6 +57,12 @@ class SendFields(Protocol):
     batch: bool
 
 
+class PlacedSend(SendFields, Protocol):
+    """The same of a send that says to which queue it goes."""
+
+    queue_id: int
+
+
 class Intake(NamedTuple):
     """Messages ready to be appended.
 
@@ -99,8 +105,8 @@ class MessageIntake:
         # the broker's attention -> hash of its tag.  Bounded.
         self._plain: dict[bytes, int] = {}
         self._plain_singles: dict[bytes, int] = {}  # the same of messages that came alone
-        # Bounded; mostly one for each pair of a connection and a queue.
-        self._templates: dict[tuple[str, int, int, int, bytes], StoredTemplate] = {}
+        # Bounded; mostly one for each topic.
+        self._templates: dict[tuple[str, int, int, int], StoredTemplate] = {}
 
     def encode(
         self,
@@ -132,21 +138,22 @@ class MessageIntake:
         if header.reconsume_times < 0:
             raise InvalidParameterError("reconsumeTimes must not be negative")
         sys_flag = header.sys_flag & ~_TRANSACTION_BITS
-        template = self.template(topic, queue_id, sys_flag, header.reconsume_times, born_host)
-        born = template.born(header.born_timestamp_ms)
+        template = self.template(topic, sys_flag, header.reconsume_times, len(born_host))
+        born = template.born(header.born_timestamp_ms, born_host)
         if is_batch:
-            run = self._encode_run(template, header.born_timestamp_ms, body)
-            return Intake(run or self._encode_batch(template, born, body), "")
+            born_ms = header.born_timestamp_ms
+            run = self._encode_run(template, born_ms, born_host, queue_id, body)
+            return Intake(run or self._encode_batch(template, born, queue_id, body), "")
         try:
             raw = header.properties.encode()
         except UnicodeEncodeError as error:
             raise MessageRejectedError("message properties hold a lone surrogate") from error
-        message = self._encode_one(template, born, header.flag, body, raw)
+        message = self._encode_one(template, born, queue_id, header.flag, body, raw)
         _check_stored((message,))
         return Intake([message], str(message.unique_key, "utf-8", "replace"))
 
     def plain(
-        self, template: StoredTemplate, header: SendFields, body: bytes
+        self, template: StoredTemplate, born_host: bytes, header: PlacedSend, body: bytes
     ) -> EncodedMessage | None:
         """Returns a single message as `encode` does, None if it is not one that is quickly judged.
 
@@ -168,12 +175,13 @@ class MessageIntake:
         tag_hash = self._plain_singles.get(others)
         if tag_hash is None and any(map(raw.__contains__, _NOT_PLAIN)):
             return None
-        born = template.born(header.born_timestamp_ms)
-        if tag_hash is not None:
-            stored = template.encode(born, header.flag, body, raw + self._suffix)
-            return EncodedMessage(stored, tag_hash, key)
+        queue_id, flag = header.queue_id, header.flag
         try:
-            message = self._encode_one(template, born, header.flag, body, raw)
+            born = template.born(header.born_timestamp_ms, born_host)
+            if tag_hash is not None:
+                stored = template.encode(born, queue_id, flag, body, raw + self._suffix)
+                return EncodedMessage(stored, tag_hash, key)
+            message = self._encode_one(template, born, queue_id, flag, body, raw)
         except MessageRejectedError:
             return None
         if message.unique_key != key or not message.stored.endswith(raw + self._suffix):
@@ -185,7 +193,12 @@ class MessageIntake:
         return message
 
     def _encode_run(
-        self, template: StoredTemplate, born_timestamp_ms: int, body: bytes
+        self,
+        template: StoredTemplate,
+        born_timestamp_ms: int,
+        born_host: bytes,
+        queue_id: int,
+        body: bytes,
     ) -> MessageRun | None:
         """Returns a batch whose messages are alike and need no attention, None if it is another.
 
@@ -202,13 +215,15 @@ class MessageIntake:
             or len(batch.others) + len(_UNIQUE_KEY_MARK) + len(batch.keys[0]) > _PLAIN_BYTES_MAX
         ):
             return None
-        stored = StoredRun(template, born_timestamp_ms, batch, self._suffix)
+        stored = StoredRun(
+            template, born_timestamp_ms, born_host, queue_id, batch, suffix=self._suffix
+        )
         if stored.size_bytes > STORED_BYTES_MAX:
             return None
         return MessageRun(stored, tag_hash, batch.keys)
 
     def _encode_batch(
-        self, template: StoredTemplate, born: bytes, body: bytes
+        self, template: StoredTemplate, born: bytes, queue_id: int, body: bytes
     ) -> list[EncodedMessage]:
         """Returns the messages of any batch; all are decoded before any is stored.
 
@@ -231,13 +246,14 @@ class MessageIntake:
                 tag_hash = plain.get(others)
                 if tag_hash is not None and key.isalnum():
                     _check_body(piece)
-                    add(EncodedMessage(encode(born, flag, piece, raw + suffix), tag_hash, key))
+                    record = encode(born, queue_id, flag, piece, raw + suffix)
+                    add(EncodedMessage(record, tag_hash, key))
                     continue
             else:
                 key = others = b""
             if is_delayed(raw):
                 raise MessageRejectedError("delayed messages in a batch are not supported")
-            message = self._encode_one(template, born, flag, piece, raw)
+            message = self._encode_one(template, born, queue_id, flag, piece, raw)
             add(message)
             # Stored as it came, and nothing indexed but the tag and the key: so is the next one.
             if key.isalnum() and message.stored.endswith(raw + suffix) and not message.keys:
@@ -253,31 +269,32 @@ class MessageIntake:
         self,
         template: StoredTemplate,
         born: bytes,
+        queue_id: int,
         flag: int,
         body: bytes | memoryview,
         raw: bytes,
     ) -> EncodedMessage:
         _check_body(body)
         properties, unique_key = self._complete(raw)
-        return self._encoded(template.encode(born, flag, body, properties), properties, unique_key)
+        record = template.encode(born, queue_id, flag, body, properties)
+        return self._encoded(record, properties, unique_key)
 
     def template(
-        self, topic: str, queue_id: int, sys_flag: int, reconsume_times: int, born_host: bytes
+        self, topic: str, sys_flag: int, reconsume_times: int = 0, born_host_bytes: int = 8
     ) -> StoredTemplate:
-        """Returns what messages of a sender to a queue share.
+        """Returns what messages of a topic share, whose senders have such addresses.
 
         Raises:
             MessageRejectedError: The topic is too long, or a number does not fit its field.
         """
-        place = (topic, queue_id, sys_flag, reconsume_times, born_host)
+        place = (topic, sys_flag, reconsume_times, born_host_bytes)
         known = self._templates.get(place)
         if known is not None:
             return known
         template = StoredTemplate(
             topic=topic.encode(),
-            queue_id=queue_id,
             sys_flag=sys_flag,
-            born_host=born_host,
+            born_host_bytes=born_host_bytes,
             store_host=self._store_host,
             reconsume_times=reconsume_times,
         )

@@ -30,6 +30,7 @@ producer that numbers its messages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -137,29 +138,12 @@ class Part:
             self.stored_bytes = messages.stored_bytes
             size = len(messages) * (messages.stem_bytes + keys.KEY_TAIL.size)
         else:
-            size = self._index(topic_id, messages)
+            self.stored_bytes = _index(repeat(topic_id), messages, self.stems)
+            lengths = [len(stem) for stem, _ in self.stems]
+            self.key_lengths = frozenset(lengths)
+            size = sum(lengths) + len(lengths) * keys.KEY_TAIL.size
         size += self.stored_bytes + len(messages) * keys.UNIT_BYTES
         self.size_bytes = size if identity is None else size + SEND.size
-
-    def _index(self, topic_id: int, messages: Sequence[EncodedMessage]) -> int:
-        """Finds what is indexed of each message; returns how many bytes the records will take."""
-        stems = self.stems
-        self.stored_bytes = 0
-        for number, message in enumerate(messages):
-            stored_bytes = len(message.stored)
-            if stored_bytes < _STORED_BYTES_MIN:
-                raise InvariantError(f"stored message of {stored_bytes} bytes")
-            self.stored_bytes += stored_bytes
-            if message.unique_key:
-                stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
-            if message.keys:
-                # Without doubles, but in a fixed order: every run gives the same bytes.
-                for word in dict.fromkeys(message.keys[:KEYS_INDEXED_MAX]):
-                    if word:
-                        stems.append((keys.key_stem(topic_id, word, unique=False), number))
-        lengths = [len(stem) for stem, _ in stems]
-        self.key_lengths = frozenset(lengths)
-        return sum(lengths) + len(lengths) * keys.KEY_TAIL.size
 
     @property
     def first_bytes(self) -> int:
@@ -175,20 +159,99 @@ class Part:
         return HEAD.size + RUN.size + groups + sends_head + self.size_bytes
 
 
+class Singles:
+    """Single messages of many requests to many queues. After encoding: where each went.
+
+    Attributes:
+        messages: In the order in which they came; at least one.
+        runs: The numbers of each queue's messages, by topic id and queue id.
+        stored_bytes, size_bytes, key_lengths: As of a `Part`.
+        queue_offsets, physical_offsets: Of each message.
+    """
+
+    __slots__ = (
+        "key_lengths",
+        "messages",
+        "physical_offsets",
+        "queue_offsets",
+        "runs",
+        "size_bytes",
+        "stems",
+        "stored_bytes",
+    )
+
+    def __init__(
+        self, places: Sequence[tuple[int, int]], messages: Sequence[EncodedMessage]
+    ) -> None:
+        """Makes it of the topic id and queue id of each message."""
+        self.messages = messages
+        self.stems: list[tuple[bytes, int]] = []
+        topic_ids = [topic_id for topic_id, _ in places]
+        self.stored_bytes = _index(topic_ids, messages, self.stems)
+        lengths = [len(stem) for stem, _ in self.stems]
+        self.key_lengths = frozenset(lengths)
+        index_bytes = sum(lengths) + len(lengths) * keys.KEY_TAIL.size
+        self.size_bytes = self.stored_bytes + len(messages) * keys.UNIT_BYTES + index_bytes
+        self.queue_offsets = [0] * len(messages)
+        self.physical_offsets = [0] * len(messages)
+        self.runs: dict[tuple[int, int], list[int]] = {}
+        runs = self.runs
+        for number, place in enumerate(places):
+            if place in runs:
+                runs[place].append(number)
+            else:
+                runs[place] = [number]
+
+
+def _index(
+    topic_ids: Iterable[int],
+    messages: Sequence[EncodedMessage],
+    stems: list[tuple[bytes, int]],
+) -> int:
+    """Adds stems of index keys, with their messages' numbers; returns the messages' bytes."""
+    stored_bytes = 0
+    for number, (topic_id, message) in enumerate(zip(topic_ids, messages, strict=False)):
+        size = len(message.stored)
+        if size < _STORED_BYTES_MIN:
+            raise InvariantError(f"stored message of {size} bytes")
+        stored_bytes += size
+        if message.unique_key:
+            stems.append((keys.key_stem(topic_id, message.unique_key, unique=True), number))
+        if message.keys:
+            # Without doubles, but in a fixed order: every run gives the same bytes.
+            words = dict.fromkeys(message.keys[:KEYS_INDEXED_MAX])
+            stems += [(keys.key_stem(topic_id, w, unique=False), number) for w in words if w]
+    return stored_bytes
+
+
+# Messages, and the numbers of those for one queue: of a part, all.
+_Share = tuple[Part | Singles, Sequence[int]]
+
+
 class MessagesBuilder:
-    """Collects parts and encodes them as one command.
+    """Collects messages and encodes them as one command.
 
     Invariant: `size_bytes` is the exact length of what `encode` will return.
     """
 
-    __slots__ = ("_has_sends", "_key_lengths", "_limits", "_runs", "size_bytes")
+    __slots__ = (
+        "_has_sends",
+        "_key_lengths",
+        "_limits",
+        "_runs",
+        "_singles",
+        "_stored_bytes",
+        "size_bytes",
+    )
 
     def __init__(self, limits: LaneLimits | None = None) -> None:
         """Makes an empty builder; `limits` go with the parts that have an identity."""
         self.size_bytes = HEAD.size
         self._limits = limits or LaneLimits()
         self._has_sends = False
-        self._runs: dict[tuple[int, int], list[Part]] = {}
+        self._stored_bytes = 0
+        self._singles: list[Singles] = []
+        self._runs: dict[tuple[int, int], list[_Share]] = {}
         self._key_lengths: frozenset[int] = frozenset()
 
     def add(self, topic_id: int, queue_id: int, part: Part) -> None:
@@ -199,21 +262,34 @@ class MessagesBuilder:
             queue_id: The queue.
             part: The messages.
         """
-        size = part.size_bytes
-        if not part.key_lengths <= self._key_lengths:
-            lengths = self._key_lengths | part.key_lengths
-            size += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
-            self._key_lengths = lengths
+        self._add_sizes(part)
         if part.identity is not None and not self._has_sends:
             self._has_sends = True
-            size += SENDS_HEAD.size
-        parts = self._runs.get((topic_id, queue_id))
-        if parts is None:
-            self._runs[topic_id, queue_id] = [part]
-            size += RUN.size
+            self.size_bytes += SENDS_HEAD.size
+        self._add_share((topic_id, queue_id), (part, range(len(part.messages))))
+
+    def add_singles(self, singles: Singles) -> None:
+        """Adds single messages, each behind those already added for its queue."""
+        self._add_sizes(singles)
+        self._singles.append(singles)
+        for place, numbers in singles.runs.items():
+            self._add_share(place, (singles, numbers))
+
+    def _add_sizes(self, messages: Part | Singles) -> None:
+        self._stored_bytes += messages.stored_bytes
+        self.size_bytes += messages.size_bytes
+        if not messages.key_lengths <= self._key_lengths:
+            lengths = self._key_lengths | messages.key_lengths
+            self.size_bytes += KEY_GROUP.size * (len(lengths) - len(self._key_lengths))
+            self._key_lengths = lengths
+
+    def _add_share(self, place: tuple[int, int], share: _Share) -> None:
+        shares = self._runs.get(place)
+        if shares is None:
+            self._runs[place] = [share]
+            self.size_bytes += RUN.size
         else:
-            parts.append(part)
-        self.size_bytes += size
+            shares.append(share)
 
     def encode(
         self,
@@ -234,19 +310,25 @@ class MessagesBuilder:
         sends: list[bytes] = []
         encoded = _Encoded(sorted(self._key_lengths), store_timestamp_ms)
         # Messages stand at the end, after everything whose size is known by now.
-        messages_bytes = sum(part.stored_bytes for parts in self._runs.values() for part in parts)
-        position = body_offset + self.size_bytes - messages_bytes
-        for (topic_id, queue_id), parts in self._runs.items():
-            count = sum(len(part.messages) for part in parts)
+        position = body_offset + self.size_bytes - self._stored_bytes
+        for (topic_id, queue_id), shares in self._runs.items():
+            count = 0
+            for _, numbers in shares:
+                count += len(numbers)
             queue_offset = take_offsets(topic_id, queue_id, count)
             runs.append(RUN.pack(topic_id, queue_id, queue_offset, count))
-            for part in parts:
-                part.first_queue_offset = queue_offset
-                encoded.add(topic_id, part, position)
-                queue_offset += len(part.messages)
-                position += part.stored_bytes
-                if part.identity is not None:
-                    sends.append(_pack_send(part, part.identity, topic_id, queue_id))
+            for messages, numbers in shares:
+                if isinstance(messages, Singles):
+                    position = encoded.add_singles(messages, numbers, queue_offset, position)
+                else:
+                    messages.first_queue_offset = queue_offset
+                    encoded.add(topic_id, messages, position)
+                    position += messages.stored_bytes
+                    if messages.identity is not None:
+                        sends.append(_pack_send(messages, messages.identity, topic_id, queue_id))
+                queue_offset += len(numbers)
+        for singles in self._singles:
+            encoded.index(singles)
         pieces = self._before_messages(
             store_timestamp_ms, runs, encoded.units, encoded.records, sends
         )
@@ -317,7 +399,7 @@ class _Encoded:
             self.records[messages.stem_bytes].extend(records)
             return
         positions = part.physical_offsets
-        pack_unit, pack_tail = keys.UNIT.pack, keys.KEY_TAIL.pack
+        pack_unit = keys.UNIT.pack
         for message in messages:
             stored = message.stored
             size = len(stored)
@@ -327,9 +409,31 @@ class _Encoded:
             position += size
         first = part.first_queue_offset
         self._stamps.extend(zip(positions, range(first, first + len(positions)), strict=True))
-        for stem, number in part.stems:
-            tail = pack_tail(positions[number], time_ms)
-            self.records[len(stem)].append(stem + tail)
+        self.index(part)
+
+    def add_singles(
+        self, singles: Singles, numbers: Sequence[int], queue_offset: int, position: int
+    ) -> int:
+        """Adds those of one queue, from these offsets on; returns the physical one behind them."""
+        for number in numbers:
+            message = singles.messages[number]
+            stored = message.stored
+            size = len(stored)
+            singles.physical_offsets[number] = position
+            singles.queue_offsets[number] = queue_offset
+            self.units.append(keys.UNIT.pack(position, size, message.tag_hash))
+            self.pieces.append(stored)
+            self._stamps.append((position, queue_offset))
+            position += size
+            queue_offset += 1
+        return position
+
+    def index(self, messages: Part | Singles) -> None:
+        """Adds the index records of messages that have been added."""
+        positions, records, time_ms = messages.physical_offsets, self.records, self._time_ms
+        pack_tail = keys.KEY_TAIL.pack
+        for stem, number in messages.stems:
+            records[len(stem)].append(stem + pack_tail(positions[number], time_ms))
 
     def stamp(self, command: bytearray, body_offset: int) -> None:
         """Puts places and time into the messages that were encoded without them."""
@@ -360,7 +464,7 @@ class Run(NamedTuple):
     topic_id: int
     queue_id: int
     first_queue_offset: int
-    units: memoryview
+    units: bytes
 
 
 class KeyGroup(NamedTuple):
@@ -398,12 +502,15 @@ def decode_messages(body: Buffer) -> MessagesCommand:
     at = units_at + message_count * keys.UNIT_BYTES
     _check(run_count > 0 and message_count > 0 and at < len(view), "counts", view)
     runs = []
+    units = bytes(view[units_at:at])
+    start, end, new_run = 0, at - units_at, Run._make
     for topic_id, queue_id, first, count in RUN.iter_unpack(view[HEAD.size : units_at]):
-        stop = units_at + count * keys.UNIT_BYTES
-        runs.append(Run(topic_id, queue_id, first, view[units_at:stop]))
-        units_at = stop
-        _check(count > 0 and stop <= at, "run", view)
-    _check(units_at == at, "run counts", view)
+        stop = start + count * keys.UNIT_BYTES
+        if count == 0 or stop > end:
+            _check(False, "run", view)
+        runs.append(new_run((topic_id, queue_id, first, units[start:stop])))
+        start = stop
+    _check(start == end, "run counts", view)
     groups, at = _decode_groups(view, at, group_count)
     sends: list[SendRecord] = []
     limits = None

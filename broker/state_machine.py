@@ -263,15 +263,16 @@ def _apply_messages(
     command = decode_messages(body)
     missing: list[int] = []
     parking = timers_command.parking_topic_ids(batch)
+    append, note, queues = batch.append_units, effects.runs.append, effects.queues
     for run in command.runs:
         topic_id, queue_id, first_queue_offset, units = run
-        offset_max = batch.append_units(topic_id, queue_id, first_queue_offset, units)
-        effects.runs.append((topic_id, queue_id, offset_max))
+        offset_max = append(topic_id, queue_id, first_queue_offset, units)
+        note((topic_id, queue_id, offset_max))
         if offset_max is None:
             # Proposed before its topic was deleted, applied after.
             missing.append(topic_id)
         else:
-            effects.queues[topic_id, queue_id] = offset_max
+            queues[topic_id, queue_id] = offset_max
             if topic_id in parking:
                 timers_command.apply_parked(batch, run, command, effects)
     for group in command.key_groups:

@@ -241,19 +241,21 @@ class WriteBatch:
         run = self._runs.get(queue)
         if run is None:
             run = self._runs[queue] = _Run(*self._base.bounds.get(queue, (0, 0)))
-        count, rest = divmod(len(units), keys.UNIT_BYTES)
-        invariant(
-            first_offset == run.stop and count > 0 and rest == 0,
-            "queue offsets not contiguous",
-            topic_id=topic_id,
-            queue_id=queue_id,
-            first_offset=first_offset,
-            expected=run.stop,
-            units_bytes=len(units),
-        )
+        size = len(units)
+        count = size // keys.UNIT_BYTES
+        if first_offset != run.stop or count * keys.UNIT_BYTES != size or not size:
+            invariant(  # asked only then: this is done for every queue of an entry
+                False,
+                "queue offsets not contiguous",
+                topic_id=topic_id,
+                queue_id=queue_id,
+                first_offset=first_offset,
+                expected=run.stop,
+                units_bytes=size,
+            )
         run.parts.append(units)
         run.stop += count
-        self._bytes_estimate += 2 * len(units) + _NAME_ROOM_BYTES
+        self._bytes_estimate += 2 * size + _NAME_ROOM_BYTES
         return run.stop
 
     def trim_queue(self, topic_id: int, queue_id: int, offset_min: int) -> None:
@@ -449,22 +451,26 @@ class WriteBatch:
         size = keys.CHUNK_BYTES
         for (topic_id, queue_id), run in sorted(self._runs.items()):
             chunk, held = divmod(run.first, keys.CHUNK_UNITS)
+            key = pack(topic_id, queue_id, chunk)
             units = b"".join(run.parts)
             if held:
-                tail = transaction.get(pack(topic_id, queue_id, chunk), b"", db=database)
-                invariant(
-                    len(tail) == held * keys.UNIT_BYTES,
-                    "last ConsumeQueue chunk does not match the queue's maximum",
-                    topic_id=topic_id,
-                    queue_id=queue_id,
-                    offset_max=run.first,
-                    tail_bytes=len(tail),
-                )
+                tail = transaction.get(key, b"", db=database)
+                if len(tail) != held * keys.UNIT_BYTES:
+                    invariant(
+                        False,
+                        "last ConsumeQueue chunk does not match the queue's maximum",
+                        topic_id=topic_id,
+                        queue_id=queue_id,
+                        offset_max=run.first,
+                        tail_bytes=len(tail),
+                    )
                 units = tail + units
-            chunks.extend(
-                (pack(topic_id, queue_id, chunk + at // size), units[at : at + size])
-                for at in range(0, len(units), size)
-            )
+            chunks.append((key, units[:size]))
+            if len(units) > size:
+                chunks.extend(
+                    (pack(topic_id, queue_id, chunk + at // size), units[at : at + size])
+                    for at in range(size, len(units), size)
+                )
         transaction.cursor(database).putmulti(chunks)
 
     def _put_lanes(self, transaction: WriteTransaction) -> None:

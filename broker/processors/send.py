@@ -91,6 +91,7 @@ class SendProcessor:
         Raises:
             DLedgerError: Refused; nothing was proposed.
         """
+        self.short.hand_over()  # what came before on this connection comes before in its queue
         header: _Header
         if command.code == RequestCode.SEND_MESSAGE:
             header = command.header(SendMessageHeader)

@@ -137,21 +137,40 @@ class StoredRun:
         size_bytes: Their sum.
     """
 
-    __slots__ = ("_batch", "_born", "_checksums", "_template", "_trail", "size_bytes", "sizes")
+    __slots__ = (
+        "_batch",
+        "_born",
+        "_checksums",
+        "_queue_id",
+        "_template",
+        "_trail",
+        "size_bytes",
+        "sizes",
+    )
 
     def __init__(
-        self, template: StoredTemplate, born_timestamp_ms: int, batch: SimilarBatch, suffix: bytes
+        self,
+        template: StoredTemplate,
+        born_timestamp_ms: int,
+        born_host: bytes,
+        queue_id: int,
+        batch: SimilarBatch,
+        *,
+        suffix: bytes,
     ) -> None:
         """Prepares it.
 
         Args:
-            template: What messages of the sender to the queue share.
+            template: What messages of the topic share.
             born_timestamp_ms: Of all; fits 64 bits.
+            born_host: Packed address of the sender, as long as the template says.
+            queue_id: Where they go.
             batch: The messages.
             suffix: Properties that are added to those of each message. With them they fit.
         """
         self._template = template
-        self._born = _I64.pack(born_timestamp_ms)
+        self._born = _I64.pack(born_timestamp_ms) + born_host
+        self._queue_id = queue_id
         self._batch = batch
         self._trail = batch.after + suffix
         self._checksums = [crc32(body) & _CHECKSUM_BITS for body in batch.bodies]
@@ -187,7 +206,7 @@ class StoredRun:
             self.sizes,
             repeat(template.magic),
             self._checksums,
-            repeat(template.queue_id),
+            repeat(self._queue_id),
             repeat(batch.flag),
             range(first_queue_offset, first_queue_offset + count),
             positions,

@@ -190,10 +190,10 @@ def frame_prefix(header_length: int, body_length: int, header_type: int = HEADER
     return _PREFIX.pack(total, header_type << 24 | header_length)
 
 
-def encode_frames(headers: Iterable[bytes]) -> bytes:
+def encode_frames(headers: Iterable[bytes]) -> list[bytes]:
     """Returns frames without a body that have these JSON headers, short ones."""
     pack = _PREFIX.pack
-    return b"".join([pack(4 + len(each), len(each)) + each for each in headers])
+    return [pack(4 + len(each), len(each)) + each for each in headers]
 
 
 def decode_frames(data: bytes, frame_bytes_max: int = FRAME_BYTES_MAX) -> Iterable[Frame]:

@@ -18,7 +18,7 @@ from dledger.remoting.headers import SendMessageHeader, SendMessageHeaderV2
 
 # Our own clients and replicas say more than official clients do, in fields that begin like this.
 _OWN_MARK = b'"dl'
-_KEY_MARK, _MESSAGE_MARK, _OFFSET_MARK = "<key>", "<message>", "<offset>"
+_KEY_MARK, _MESSAGE_MARK, _OFFSET_MARK, _QUEUE_MARK = "<key>", "<message>", "<offset>", "<queue>"
 
 
 SendHeader = SendMessageHeader | SendMessageHeaderV2
@@ -72,21 +72,20 @@ def decode_send(frame: Frame) -> tuple[int, SendHeader] | None:
 
 
 class SendAnswers:
-    """Answers to sends of one message to one queue: all but four values is the same in each."""
+    """Answers to sends of one message: all but five values is the same in each."""
 
     __slots__ = ("_template",)
 
-    def __init__(self, host: str, queue_id: int, fixed: Mapping[str, str]) -> None:
+    def __init__(self, host: str, fixed: Mapping[str, str]) -> None:
         """Makes the template from an answer that is encoded as any other.
 
         Args:
             host: Beginning of the message ids: the broker's packed address in hexadecimal.
-            queue_id: The queue.
             fixed: What stands in every answer behind the queue's place.
         """
         ext = {
             "msgId": host + _MESSAGE_MARK,
-            "queueId": str(queue_id),
+            "queueId": _QUEUE_MARK,
             "queueOffset": _OFFSET_MARK,
             **fixed,
             "transactionId": _KEY_MARK,
@@ -95,6 +94,7 @@ class SendAnswers:
         template = head[FRAME_PREFIX_BYTES:].replace(b"%", b"%%")
         for mark, form in (
             (_MESSAGE_MARK.encode(), b"%016X"),
+            (_QUEUE_MARK.encode(), b"%d"),
             (_OFFSET_MARK.encode(), b"%d"),
             (_KEY_MARK.encode(), b"%b"),
             (b'"opaque":0', b'"opaque":%d'),
@@ -105,24 +105,26 @@ class SendAnswers:
     def encode(
         self,
         opaques: Sequence[int],
-        queue_offset: int,
+        queue_ids: Sequence[int],
+        queue_offsets: Sequence[int],
         physical_offsets: Sequence[int],
         unique_keys: Sequence[bytes],
-    ) -> bytes:
-        """Returns the frames of consecutive messages, one for each request.
+    ) -> list[bytes]:
+        """Returns frames, one for each request.
 
         Args:
             opaques: Of the requests.
-            queue_offset: Of the first message.
-            physical_offsets: Of each message.
+            queue_ids: Where each message is.
+            queue_offsets: Its offset there.
+            physical_offsets: And in the log.
             unique_keys: Of each message: ASCII letters and digits.
         """
         template = self._template
         return encode_frames(
             [
-                template % (physical_offset, offset, key, opaque)
-                for offset, (physical_offset, key, opaque) in enumerate(
-                    zip(physical_offsets, unique_keys, opaques, strict=True), queue_offset
+                template % values
+                for values in zip(
+                    physical_offsets, queue_ids, queue_offsets, unique_keys, opaques, strict=True
                 )
             ]
         )

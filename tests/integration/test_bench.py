@@ -81,18 +81,25 @@ def test_single_sends_go_over_several_connections(cluster):
 
 def test_chosen_rows_of_the_table_report(tmp_path):
     out = tmp_path / "bench.json"
-    done = script("table.py", "--quick", "--rows", "read-128,batch", "--out", str(out))
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- table: begin -->\nstale\n<!-- table: end -->\nafter\n")
+    where = ["--out", str(out), "--page", str(page), "--write"]
+    done = script("table.py", "--quick", "--rows", "read-128,batch,latency", *where)
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
     lines = {(line["row"], line["figure"]): line for line in content["lines"]}
     assert set(lines) == {
         ("batch", "megabytes_per_s"),
         ("batch", "ratio_to_limit"),
+        ("latency", "p50_ms"),
+        ("latency", "p99_ms"),
         ("read-128", "messages_per_s"),
     }
-    assert all(line["value"] > 0 for line in lines.values())
+    assert all(line["value"] > 0 < line["ratio_to_limit"] for line in lines.values())
     assert {"cpu", "kernel", "python", "libraries", "commit"} <= content["machine"].keys()
-    assert "| read a backlog, 128 B | messages_per_s |" in done.stdout
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
+    assert "| read a backlog, 128 B | messages/s |" in text
 
 
 def test_a_row_that_does_not_exist_is_refused():

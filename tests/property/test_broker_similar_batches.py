@@ -76,15 +76,15 @@ def header(flags: int = 0) -> SimpleNamespace:
 def test_by_column_or_one_by_one_is_the_same(bodies, others, key, flag, host):
     taken = intake()
     place = {"topic": "t" * 3, "queue_id": 7, "born_host": host}
-    template = taken.template("ttt", 7, 0, 0, host)
+    template, born_ms = taken.template("ttt", 0, 0, len(host)), 1_600_000_000_000
     body = batch(bodies, others, key, flag)
     for _ in range(2):  # what needs no attention is known the second time
         one_by_one: list[EncodedMessage] | None
         try:
-            one_by_one = taken._encode_batch(template, template.born(1_600_000_000_000), body)
+            one_by_one = taken._encode_batch(template, template.born(born_ms, host), 7, body)
         except MessageRejectedError:
             one_by_one = None
-        run = taken._encode_run(template, 1_600_000_000_000, body)
+        run = taken._encode_run(template, born_ms, host, 7, body)
         if one_by_one is None:
             assert run is None
         elif run is not None:
