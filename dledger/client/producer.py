@@ -2,9 +2,9 @@
 
 How a message travels: `send` encodes it and, if there is room, puts it where it belongs: into the
 lane of its queue, or into the topic's common line if any queue will do. At the end of the loop's
-turn every idle lane takes a batch. One task per batch makes attempts until it is acknowledged,
-refused for good, or out of time; only then may the lane send again, so a queue's messages are
-stored in the order they were sent even across retries and a change of leader.
+turn every idle lane takes a batch. Its first attempt is made at once; unless that succeeds, a task
+goes on with attempts until it is acknowledged, refused for good, or out of time; only then may the
+lane send again, so a queue's messages are stored in the order they were sent even across retries.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from dledger.client.attempt import Attempt
 from dledger.client.batching import Lane, Pending, share_count, take_batch, total_messages
 from dledger.client.config import ProducerConfig, nameserver_addresses
 from dledger.client.encoding import MessageEncoder, delayed
@@ -533,12 +534,23 @@ class AsyncProducer(AsyncLifetime):
     def _start(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
         lane.busy = True
         self._encoder.give_keys(batch)
-        self._tasks.spawn(self._run(topic, lane, batch), f"send {topic.name}/{lane.queue.queue_id}")
 
-    async def _run(self, topic: TopicLines, lane: Lane, batch: list[Pending]) -> None:
+        def ended(found: Attempt | Outcome | None) -> None:
+            if isinstance(found, Outcome):
+                self._settle(topic, lane, found)
+                return
+            name = f"send {topic.name}/{lane.queue.queue_id}"
+            self._tasks.spawn(self._run(topic, lane, batch, found), name)
+
+        if not self._sender.begin(lane.queue, batch, ended):
+            ended(None)
+
+    async def _run(
+        self, topic: TopicLines, lane: Lane, batch: list[Pending], attempt: Attempt | None
+    ) -> None:
         try:
             outcome = await self._sender.deliver(
-                lane.queue, batch, may_leave=topic.has_elsewhere(lane)
+                lane.queue, batch, may_leave=topic.has_elsewhere(lane), attempt=attempt
             )
         except Exception as error:
             # A bug of ours; nobody may wait for ever because of it.
@@ -547,6 +559,10 @@ class AsyncProducer(AsyncLifetime):
             for item in batch:
                 if not item.future.done():
                     item.future.set_exception(error)
+        self._settle(topic, lane, outcome)
+
+    def _settle(self, topic: TopicLines, lane: Lane, outcome: Outcome) -> None:
+        """Takes what became of a lane's batch; the lane goes on."""
         if outcome.again:
             if outcome.again[0].pinned:
                 topic.put_back(lane, outcome.again)

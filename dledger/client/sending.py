@@ -9,17 +9,22 @@ stays together and where it is, until it is acknowledged or the time of its last
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
+import logging
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dledger.client.attempt import Attempt, Request
 from dledger.client.batching import Pending, encode_elements, total_messages
 from dledger.client.config import ProducerConfig
 from dledger.client.isolation import NO_ANSWER_S, Isolation
 from dledger.client.results import SendResult
 from dledger.client.retry import Step, backoff_s, judge
-from dledger.client.session import ClientSession
+from dledger.client.session import SILENCE_S, ClientSession
+from dledger.client.turns import Turns
 from dledger.client.versions import BrokerVersions
 from dledger.clock import Clock
 from dledger.codes import (
@@ -52,6 +57,9 @@ STATUS = {
 }
 _NOT_LEADER_HINTS_MAX = 2  # believe so many hints in a row; then ask round instead
 _ATTEMPT_MIN_S = 0.2
+# Gets the outcome of an attempt that succeeded; or else the attempt.
+Ended = Callable[["Attempt | Outcome"], None]
+logger = logging.getLogger(__name__)
 _attempts = operator.attrgetter("attempts")
 _keys = operator.attrgetter("keys")
 _TIMERS = (b"TIMER_DELAY_SEC", b"TIMER_DELAY_MS", b"TIMER_DELIVER_MS")
@@ -125,11 +133,90 @@ class BatchSender:
         self._config = config
         self._group = group
         self._clock = clock
+        self._attempts: dict[Attempt, Ended] = {}  # without a task, the oldest first
+        self._looks = False  # whether a timer runs, one for all of them
+        self._turns = Turns()
         self.requests = 0
         self.retries = 0
 
+    def begin(self, queue: MessageQueue, batch: list[Pending], ended: Ended) -> bool:
+        """Makes the first attempt for a batch at once, if its leader is known and connected.
+
+        Args:
+            queue: Where to.
+            batch: As `deliver`.
+            ended: Gets the outcome of success; or the attempt, for `deliver` to go on with, if it
+                has failed or was not answered for a while.
+
+        Returns:
+            Whether it did; else nothing has happened.
+        """
+        connection = self._session.ready(queue.broker_name)
+        if connection is None:
+            return False
+        first = batch[0]
+        is_batch = len(batch) > 1 or bool(first.keys)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        in_time = min(first.deadline - now, self._config.attempt_timeout_s) > 2 * SILENCE_S
+        if not in_time or (not is_batch and b"TIMER_D" in first.properties):
+            return False
+
+        request = self._make_request(queue, batch, is_batch=is_batch)
+        self.requests += 1
+        address = connection.address
+        attempt = Attempt(queue, batch, request, address, now, self._attempt_ended)
+        self._attempts[attempt] = ended
+        try:
+            attempt.sent(connection.ask(*request, attempt.end))
+        except DLedgerError as error:
+            attempt.end(None, error)
+        if not self._looks:
+            self._looks = True
+            loop.call_later(SILENCE_S, self._look_for_silent)
+        return True
+
+    def _attempt_ended(self, attempt: Attempt, response: Command | None) -> None:
+        ended = self._attempts.pop(attempt, None)
+        if ended is None:
+            return  # handed over already
+        if response is None or response.code not in STATUS:
+            ended(attempt)
+            return
+        self._note_answer(attempt.queue, attempt.address, response, attempt.began)
+        if len(attempt.batch) < self._config.batch_messages_min:
+            self._hand_out(attempt, response, ended)
+        else:  # many will be woken
+            self._turns.call(functools.partial(self._hand_out, attempt, response, ended))
+
+    def _hand_out(self, attempt: Attempt, response: Command, ended: Ended) -> None:
+        outcome: Attempt | Outcome = attempt
+        try:
+            outcome = self._succeed(attempt.queue, attempt.batch, response)
+        except Exception:
+            # A bug of ours, which must not end the connection; `deliver` meets it again.
+            logger.exception("answer not taken queue=%s", attempt.queue)
+        ended(outcome)
+
+    def _look_for_silent(self) -> None:
+        """Hands over the attempts that have waited for long."""
+        loop = asyncio.get_running_loop()
+        while self._attempts:
+            attempt = next(iter(self._attempts))
+            due = attempt.began + SILENCE_S
+            if due > loop.time():
+                loop.call_at(due, self._look_for_silent)
+                return
+            self._attempts.pop(attempt)(attempt)
+        self._looks = False
+
     async def deliver(
-        self, queue: MessageQueue, batch: list[Pending], *, may_leave: bool
+        self,
+        queue: MessageQueue,
+        batch: list[Pending],
+        *,
+        may_leave: bool,
+        attempt: Attempt | None = None,
     ) -> Outcome:
         """Attempts to store a batch in one queue and gives its messages their results.
 
@@ -139,13 +226,17 @@ class BatchSender:
                 batchable.
             may_leave: Another broker group can take messages that are not pinned, so return them
                 instead of waiting for this group's next leader.
+            attempt: What `begin` made of it.
         """
-        is_batch = len(batch) > 1 or bool(batch[0].keys)
-        # Looked for in the raw bytes first: hardly any message is delayed.
-        may_wait = not is_batch and b"TIMER_D" in batch[0].properties
-        if may_wait and await self._would_be_early(queue.broker_name, batch[0].properties):
-            return self._fail(batch, levels_only(queue.broker_name))
-        request = self._make_request(queue, batch, is_batch=is_batch)
+        if attempt is None:
+            is_batch = len(batch) > 1 or bool(batch[0].keys)
+            # Looked for in the raw bytes first: hardly any message is delayed.
+            may_wait = not is_batch and b"TIMER_D" in batch[0].properties
+            if may_wait and await self._would_be_early(queue.broker_name, batch[0].properties):
+                return self._fail(batch, levels_only(queue.broker_name))
+            request = self._make_request(queue, batch, is_batch=is_batch)
+        else:
+            request = attempt.request
         may_leave = may_leave and not batch[0].pinned
         bound = False  # may be stored already: only the same again, at the same place
         error: DLedgerError = RequestTimeoutError("no attempt could be made in time")
@@ -159,10 +250,10 @@ class BatchSender:
             if bound:
                 deadline = max(item.deadline for item in batch)
                 self._fail([item for item in batch if item.deadline <= over], error)
-            if over >= deadline:
+            if over >= deadline and attempt is None:
                 return self._expire(batch, error, over)
             try:
-                address = await self._session.leader(
+                address = (attempt and attempt.address) or await self._session.leader(
                     queue.broker_name, deadline - room_s, confirm=hints >= _NOT_LEADER_HINTS_MAX
                 )
             except DLedgerError as exc:
@@ -170,10 +261,11 @@ class BatchSender:
                 if loop.time() < deadline - room_s:
                     return self._fail(batch, error)  # closed
                 continue
-            self.requests += 1
+            begun, attempt = attempt, None
+            self.requests += begun is None
             self.retries += failures > 0
             try:
-                response = await self._ask(queue.broker_name, address, request, deadline)
+                response = await self._ask(queue, address, request, deadline, begun)
                 if response.code in STATUS:
                     return self._succeed(queue, batch, response)
                 error = response_error(response, address)
@@ -201,7 +293,7 @@ class BatchSender:
 
     def _make_request(
         self, queue: MessageQueue, batch: list[Pending], *, is_batch: bool
-    ) -> tuple[RequestCode, dict[str, object], bytes]:
+    ) -> Request:
         """Returns code, header and body; the same for all attempts, and numbered."""
         body = batch[0].body if len(batch) == 1 else encode_elements(batch)
         code = RequestCode.SEND_BATCH_MESSAGE if is_batch else RequestCode.SEND_MESSAGE_V2
@@ -214,19 +306,37 @@ class BatchSender:
 
     async def _ask(
         self,
-        broker_name: str,
+        queue: MessageQueue,
         address: str,
-        request: tuple[RequestCode, dict[str, object], bytes],
+        request: Request,
         deadline: float,
+        attempt: Attempt | None,
     ) -> Command:
-        """Makes one attempt; notes that the leader answers, and how soon."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        """Makes one attempt, or goes on with one; notes that the leader answers, and how soon."""
+        session, name = self._session, queue.broker_name
+        now = asyncio.get_running_loop().time()
+        began = now if attempt is None else attempt.began
         left = min(self._config.attempt_timeout_s, deadline - began)
-        response = await self._session.ask_leader(broker_name, address, *request, timeout_s=left)
-        self._session.note_answer(broker_name, address, response)
-        self._isolation.note(broker_name, loop.time() - began, loop.time())
+        if attempt is None:
+            response = await session.ask_leader(name, address, *request, timeout_s=left)
+        else:
+            try:
+                async with asyncio.timeout_at(began + left):
+                    response = await session.await_answer(
+                        name, address, attempt.wait(), silent_s=now - began
+                    )
+            except TimeoutError:
+                text = f"no answer from {address} to request {request[0]} within {left:g} s"
+                raise RequestTimeoutError(text) from None
+        self._note_answer(queue, address, response, began)
         return response
+
+    def _note_answer(
+        self, queue: MessageQueue, address: str, response: Command, began: float
+    ) -> None:
+        now = asyncio.get_running_loop().time()
+        self._session.note_answer(queue.broker_name, address, response)
+        self._isolation.note(queue.broker_name, now - began, now)
 
     def _may_be_refused_again(self, batch: list[Pending]) -> bool:
         """Counts a refusal; whether a batch may go on to where it may be refused once more."""

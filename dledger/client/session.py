@@ -59,7 +59,7 @@ from dledger.remoting.nameserver_headers import GetRouteHeader
 logger = logging.getLogger(__name__)
 
 _ATTEMPT_MIN_S = 0.2
-_SILENCE_S = 0.5  # without an answer, until the other replicas are asked
+SILENCE_S = 0.5  # without an answer, until the other replicas are asked
 _GUESS_REFRESH_S = 1.0  # a topic that is about to be created gets its real route soon
 
 
@@ -298,12 +298,37 @@ class ClientSession:
         request = asyncio.get_running_loop().create_task(
             self.remoting.request(address, code, ext, body, timeout_s=timeout_s)
         )
+        return await self.await_answer(broker_name, address, request, silent_s=0.0)
+
+    def ready(self, broker_name: str) -> ClientConnection | None:
+        """Returns the connection to a group's leader if a request would leave there at once."""
+        if self._closed or not self._started:
+            return None
+        leader = self.routes.book(broker_name).leader
+        return None if leader is None else self.remoting.ready(leader)
+
+    async def await_answer(
+        self,
+        broker_name: str,
+        address: str,
+        request: asyncio.Future[Command],
+        *,
+        silent_s: float,
+    ) -> Command:
+        """Waits for a leader's answer as `ask_leader` does; cancels the request if it gives up.
+
+        Args:
+            broker_name, address: Who was asked.
+            request: Under way.
+            silent_s: For how long there has been no answer.
+        """
         try:
-            done, _ = await asyncio.wait({request}, timeout=_SILENCE_S)
+            pause_s = max(0.0, SILENCE_S - silent_s)
+            done, _ = await asyncio.wait({request}, timeout=pause_s)
             while not done:
                 if await self._find_successor(broker_name, address):
                     raise RequestTimeoutError(f"no answer from {address}, which leads no more")
-                done, _ = await asyncio.wait({request}, timeout=_SILENCE_S)
+                done, _ = await asyncio.wait({request}, timeout=SILENCE_S)
             return request.result()
         finally:
             request.cancel()

@@ -13,6 +13,8 @@ class RaftConfig:
 
     Attributes:
         heartbeat_ms: A leader without entries to send reports itself this often.
+        commit_notice_ms: And tells of a commit after so long, unless entries have told of it.
+        apply_delay_ms: A follower applies what it learns to be committed so much later, together.
         election_timeout_min_ms: A follower waits at least this long for its leader.
         election_timeout_max_ms: and at most this long; drawn anew each time.
         check_quorum_ms: A leader that no majority answered for this long steps down.
@@ -29,6 +31,8 @@ class RaftConfig:
     """
 
     heartbeat_ms: int = 75
+    commit_notice_ms: int = 5
+    apply_delay_ms: int = 5
     election_timeout_min_ms: int = 300
     election_timeout_max_ms: int = 600
     check_quorum_ms: int = 900

@@ -91,6 +91,7 @@ class Engine(CatchUp):
         self._targets = {}
         self._lives = {}
         self._commit_told = 0
+        self._notice_at = float("inf")  # when followers are told of a commit, if nothing else does
         self._outgoing: dict[str, OutgoingSnapshot] = {}
         self._incoming: IncomingSnapshot | None = None
         engine_clock.set(clock)
@@ -162,8 +163,22 @@ class Engine(CatchUp):
         if self._SyncObj__raftState == LEADER:
             for peer in self._targets.values():
                 self._raise_match(peer)
+            if self.can_commit():
+                self._host.wake()
         else:
             self._confirm()
+            if self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied:
+                self._host.wake_within(self._config.apply_delay_ms / 1000)
+
+    def can_commit(self) -> bool:
+        """Whether a leader's next tick may find something to commit or to apply."""
+        commit = self._SyncObj__raftCommitIndex
+        if self._SyncObj__raftLastApplied < commit:
+            return True
+        match = self._SyncObj__raftMatchIndex
+        others = self._SyncObj__otherNodes
+        confirmed = [peer for peer in others if match[peer] > commit]
+        return len(confirmed) * 2 >= len(others)
 
     def peer_up(self, peer_id: str) -> None:
         """A peer can be reached; sending restarts from what it has confirmed."""
@@ -203,7 +218,7 @@ class Engine(CatchUp):
     def next_deadline(self) -> float:
         """Returns the monotonic time of the next thing to do without a message."""
         if self._SyncObj__raftState == LEADER:
-            return float(self._SyncObj__newAppendEntriesTime)
+            return min(float(self._SyncObj__newAppendEntriesTime), self._notice_at)
         return float(self._SyncObj__raftElectionDeadline)
 
     def raft_state(self) -> int:
@@ -383,7 +398,9 @@ class Engine(CatchUp):
         self._SyncObj__leaderCommitIndex = index
         if index > self._SyncObj__raftCommitIndex:
             self._SyncObj__raftCommitIndex = index
-            self._host.wake()
+            # Nobody waits for it here, but the leader, and producers, for what this replica syncs
+            # and confirms: so it is applied a little later, together with what comes meanwhile.
+            self._host.wake_within(self._config.apply_delay_ms / 1000)
 
     def _confirm(self) -> None:
         """Tells the leader how much of its log is durable here."""
@@ -440,7 +457,8 @@ class Engine(CatchUp):
             if self._needs_snapshot(node, next_index):
                 self._pump_snapshot(node)
         self._send_to(node)
-        self._host.wake()
+        if self.can_commit() or not message["success"] or self._host.awaits_followers():
+            self._host.wake()
 
     def _is_current(self, message: dict[str, Any]) -> bool:
         """Whether a reply belongs to this leadership (rule e)."""
@@ -545,10 +563,20 @@ class Engine(CatchUp):
         return True
 
     def _tell_commit_if_idle(self) -> None:
-        """Broadcasts a new commit index when no entries are under way to carry it."""
+        """Broadcasts a new commit index when for a while no entries came that carry it.
+
+        At once, it would cost all replicas a message and an answer just when the leader answers
+        the producer, who often sends again soon.
+        """
         commit = self._SyncObj__raftCommitIndex
-        if commit > self._commit_told and commit == self._log.last_index:
+        if commit <= self._commit_told or commit < self._log.last_index:
+            self._notice_at = float("inf")
+            return
+        now = self._clock.monotonic()
+        self._notice_at = min(self._notice_at, now + self._config.commit_notice_ms / 1000)
+        if now >= self._notice_at:
             self._SyncObj__sendAppendEntries()
+            self._notice_at = float("inf")
 
     # --- applying --------------------------------------------------------------------------
 

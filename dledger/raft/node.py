@@ -444,12 +444,24 @@ class RaftNode(SnapshotHost):
         if self._loop is not None and not self._stopped:
             self._transport.set_peers(self._membership.places())
 
+    def awaits_followers(self) -> bool:
+        """Whether a barrier, a transfer or a learner waits for answers of followers."""
+        return bool(self._barriers or self._transfer is not None or self.configuration.learners)
+
     def wake(self) -> None:
         """Ticks once, soon."""
         if self._tick_scheduled or self._stopped or self._loop is None:
             return
         self._tick_scheduled = True
-        self._loop.call_soon(self._tick)
+        self._loop.call_soon(self._tick_if_scheduled)
+
+    def wake_within(self, delay_s: float) -> None:
+        """Ticks after so long at the latest."""
+        if self._tick_scheduled or self._stopped or self._loop is None:
+            return
+        self._tick_at = min(self._tick_at, self._loop.time() + delay_s)
+        if self._timer is None or self._tick_at < self._timer_at:
+            self._set_timer()
 
     # --- who may talk to us -----------------------------------------------------------------
 
@@ -501,7 +513,13 @@ class RaftNode(SnapshotHost):
             self._engine.durable_changed()
         except Exception as error:
             self._fatal(error)
-        self.wake()
+        # Often the last thing that a commit has waited for: another turn of the loop first, with
+        # the sync thread at the interpreter, would cost as much as the commit itself.
+        self._tick_if_scheduled()
+
+    def _tick_if_scheduled(self) -> None:
+        if self._tick_scheduled:
+            self._tick()
 
     def _tick(self) -> None:
         self._tick_scheduled = False

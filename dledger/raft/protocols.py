@@ -395,3 +395,11 @@ class EngineHost(Protocol):
     def wake(self) -> None:
         """Asks for another tick soon."""
         ...
+
+    def wake_within(self, delay_s: float) -> None:
+        """Asks for another tick after so long at the latest."""
+        ...
+
+    def awaits_followers(self) -> bool:
+        """Whether something other than a commit waits for answers of followers."""
+        ...

@@ -20,7 +20,7 @@ from dledger.errors import (
     InvariantError,
 )
 from dledger.remoting.commands import Command, Ext
-from dledger.remoting.link import Body, Link, LinkLimits
+from dledger.remoting.link import AnswerCallback, Asked, Body, Link, LinkLimits
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,28 @@ class ClientConnection(Link):
             self._inflight -= 1
             if self._turns:
                 self._give_turns()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request would leave at once."""
+        return (
+            not self._closing
+            and self._inflight < self._inflight_max
+            and not self._write_paused
+            and not self._turns
+        )
+
+    def ask(self, code: int, ext: Ext, body: Body, callback: AnswerCallback) -> Asked:
+        """Sends a request without waiting for its turn, so only if there `has_room`."""
+        asked = super().ask(code, ext, body, callback)
+        self._inflight += 1
+        return asked
+
+    def _ask_over(self, opaque: int) -> None:
+        super()._ask_over(opaque)
+        self._inflight -= 1
+        if self._turns:
+            self._give_turns()
 
     async def exchange_oneway(self, code: int, ext: Ext, body: Body, timeout_s: float) -> None:
         """Sends a one-way request when the peer has taken enough of what was sent before."""
@@ -173,6 +195,11 @@ class RemotingClient:
     def connections(self) -> list[ClientConnection]:
         """The open connections."""
         return list(self._connections.values())
+
+    def ready(self, address: str) -> ClientConnection | None:
+        """Returns the open connection to an address if a request would leave there at once."""
+        connection = self._connections.get(address)
+        return connection if connection is not None and connection.has_room else None
 
     async def request(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -53,6 +53,47 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True):
     close_timeout_s: float = 5.0
 
 
+# Gets the response, or the error that ended the request.
+AnswerCallback = Callable[[Command | None, DLedgerError | None], None]
+
+
+class Asked:
+    """A request that calls back when it is over: without the task and the turns of one awaited."""
+
+    __slots__ = ("_callback", "_link", "_opaque")
+
+    def __init__(self, link: Link, opaque: int, callback: AnswerCallback) -> None:
+        self._link = link
+        self._opaque = opaque
+        self._callback: AnswerCallback | None = callback
+
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._callback is None
+
+    def cancel(self) -> None:
+        """Does not call back any more; what the request does, it does."""
+        self._end()
+
+    def set_result(self, response: Command) -> None:
+        """Ends it with the response."""
+        callback = self._end()
+        if callback is not None:
+            callback(response, None)
+
+    def set_exception(self, error: DLedgerError) -> None:
+        """Ends it with an error."""
+        callback = self._end()
+        if callback is not None:
+            callback(None, error)
+
+    def _end(self) -> AnswerCallback | None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._link._ask_over(self._opaque)
+        return callback
+
+
 class Link(asyncio.Protocol):
     """One end of a connection. Everything happens on its event loop."""
 
@@ -76,7 +117,7 @@ class Link(asyncio.Protocol):
         self._takes_runs = False  # whether `_take_run` is worth calling
         self._heard = True  # something was read since the last look at idle connections
         self._opaque = 0
-        self._waiters: dict[int, asyncio.Future[Command]] = {}
+        self._waiters: dict[int, asyncio.Future[Command] | Asked] = {}
         self._unflushed: set[int] = set()  # requests that certainly have not been sent yet
 
     # --- what the owner may ask and do ---
@@ -179,14 +220,9 @@ class Link(asyncio.Protocol):
         Concurrency:
             Safe to cancel; the request may have been sent.
         """
-        if self._closing:
-            raise ConnectFailedError(f"the connection to {self.peer} is closed")
-        if len(self._waiters) >= self._limits.waiters_max:
-            raise FlowControlError(f"{len(self._waiters)} requests to {self.peer} are under way")
-        opaque = self._next_opaque()
+        opaque = self._begin()
         waiter: asyncio.Future[Command] = self._loop.create_future()
         self._waiters[opaque] = waiter
-        self._unflushed.add(opaque)
         try:
             self._send(code, opaque, 0, encode_ext(ext), body)
             timer = self._loop.call_later(timeout_s, self._expire, waiter, code, timeout_s)
@@ -195,8 +231,43 @@ class Link(asyncio.Protocol):
             finally:
                 timer.cancel()
         finally:
-            self._waiters.pop(opaque, None)
-            self._unflushed.discard(opaque)
+            self._forget(opaque)
+
+    def ask(self, code: int, ext: Ext, body: Body, callback: AnswerCallback) -> Asked:
+        """Sends a request and calls back, in the same turn as the response is read.
+
+        There is no timeout: whoever asks looks after that, and cancels.
+
+        Raises:
+            As `request`, where nothing was sent; then it does not call back.
+        """
+        opaque = self._begin()
+        asked = self._waiters[opaque] = Asked(self, opaque, callback)
+        try:
+            self._send(code, opaque, 0, encode_ext(ext), body)
+        except BaseException:
+            self._forget(opaque)
+            raise
+        return asked
+
+    def _begin(self) -> int:
+        """Returns the number of a new request, whose waiter is to be noted."""
+        if self._closing:
+            raise ConnectFailedError(f"the connection to {self.peer} is closed")
+        if len(self._waiters) >= self._limits.waiters_max:
+            raise FlowControlError(f"{len(self._waiters)} requests to {self.peer} are under way")
+        opaque = self._next_opaque()
+        self._unflushed.add(opaque)
+        return opaque
+
+    def _forget(self, opaque: int) -> None:
+        """Takes note that nobody waits for a request any more."""
+        self._waiters.pop(opaque, None)
+        self._unflushed.discard(opaque)
+
+    def _ask_over(self, opaque: int) -> None:
+        """Is told that a request made by `ask` is over."""
+        self._forget(opaque)
 
     def close(self, reason: str = "") -> None:
         """Writes what has been accepted and closes.

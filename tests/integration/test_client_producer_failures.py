@@ -353,3 +353,48 @@ def test_another_group_takes_over_what_any_queue_may_hold() -> None:
         assert {result.queue.broker_name for result in results} == {"broker-b"}
 
     run_producer(scenario, group_names=("broker-a", "broker-b"))
+
+
+def test_the_first_attempt_of_a_batch_needs_no_task() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await producer.send(Message("t", b"before"), queue=0)  # finds the leader, connects
+        sent = producer.send(Message("t", b"x"), queue=0)
+        while not producer._sender._attempts:
+            await asyncio.sleep(0)
+        assert not producer._tasks._tasks
+        assert (await sent).attempts == 1
+        assert not producer._sender._attempts
+
+    run_producer(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fault", "unknown"),
+    [
+        (Fault(close=True), 1),
+        (Fault(store=True, close=True), 1),
+        (Fault(code=2, ext={"dlOutcome": "refused"}), 0),
+        (Fault(), 1),
+    ],
+)
+def test_a_first_attempt_that_ends_badly_is_followed_by_others(fault: Fault, unknown: int) -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        group = cluster.group
+        await producer.send(Message("t", b"before"), queue=0)
+        group.replicas[0].faults.append(fault)
+        sent = [producer.send(Message("t", body), queue=0) for body in (b"x", b"y")]
+        results = await asyncio.gather(*sent)
+        assert [result.attempts for result in results] == [2, 2]
+        assert [result.outcome_unknown_attempts for result in results] == [unknown, unknown]
+        assert distinct(group.bodies("t", 0)) == [b"before", b"x", b"y"]
+        assert producer.statistics().retries == 1
+        # Whatever became of it, it is waited for no more and takes no room.
+        [connection] = [
+            connection
+            for connection in producer._session.remoting.connections
+            if connection.address == group.replicas[0].address
+        ]
+        assert connection._waiters == {}
+        assert connection._inflight == 0
+
+    run_producer(scenario, producer_config(attempt_timeout_s=1.2))

@@ -388,3 +388,57 @@ def test_cancelled_requests_leave_nothing_behind():
 def test_bad_limits_are_refused():
     with pytest.raises(ConfigError, match="inflight_max"):
         ClientConfig(inflight_max=0)
+
+
+def test_asking_calls_back_with_the_response_or_the_error(fast_loop):
+    async def main():
+        handler = ScriptedHandler(lambda c, r: echo(c, r) if r.code == 10 else None)
+        async with serving(handler) as (_, address), client_of() as client:
+            assert client.ready(address) is None  # not connected yet
+            await client.connect(address)
+            connection = client.ready(address)
+            ended = []
+
+            def note(*what):
+                ended.append(what)
+
+            connection.ask(10, None, b"x", note)
+            await until(lambda: ended)
+            [(response, error)] = ended
+            assert (response.body, error) == (b"x", None)
+            cancelled = connection.ask(1, None, b"", note)
+            lost = connection.ask(1, None, b"", note)
+            assert connection._inflight == 2
+            cancelled.cancel()
+            assert cancelled.done()
+            assert connection._inflight == 1
+            with pytest.raises(LocalProtocolError):
+                connection.ask(10, None, bytes(17 * 1024 * 1024), note)
+            assert connection._inflight == 1
+            await until(lambda: len(handler.requests) == 3)
+            handler.requests[-1][0]._transport.abort()
+            await until(lambda: lost.done())
+            assert len(ended) == 2
+            assert type(ended[1][1]) is ConnectionLostError
+            assert connection._inflight == 0
+            assert connection._waiters == {}
+            assert client.ready(address) is None
+
+    run(main, fast_loop=fast_loop)
+
+
+def test_nobody_is_ready_who_has_no_room(fast_loop):
+    async def main():
+        handler = ScriptedHandler()
+        async with serving(handler) as (_, address), client_of(inflight_max=2) as client:
+            connection = await client.connect(address)
+            asked = [connection.ask(1, None, b"", lambda *_: None) for _ in range(2)]
+            assert client.ready(address) is None
+            waiting = asyncio.ensure_future(client.request(address, 1))
+            await asyncio.sleep(0)
+            asked[0].cancel()  # its room goes to the one that waits
+            await until(lambda: len(handler.requests) == 3)
+            assert client.ready(address) is None
+            waiting.cancel()
+
+    run(main, fast_loop=fast_loop)

@@ -172,6 +172,12 @@ class OurReplica:
     def members_changed(self) -> None:
         pass
 
+    def wake_within(self, delay_s: float) -> None:
+        """Nothing: tests tick themselves."""
+
+    def awaits_followers(self) -> bool:
+        return False
+
     def wake(self) -> None:
         pass
 

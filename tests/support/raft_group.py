@@ -108,12 +108,14 @@ class RaftGroup:
         serving = [node for node in self.nodes.values() if node.is_serving]
         return max(serving, key=lambda node: node.term, default=None)
 
-    async def wait(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    async def wait(
+        self, condition: Callable[[], object], timeout_s: float = 20.0, *, poll_s: float = 0.005
+    ) -> None:
         deadline = self.loop.time() + timeout_s
         while not condition():
             if self.loop.time() > deadline:
                 raise AssertionError("condition not reached in time")
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(poll_s)
 
     async def serving_leader(self, timeout_s: float = 20.0) -> RaftNode:
         await self.wait(lambda: self.leader() is not None, timeout_s)

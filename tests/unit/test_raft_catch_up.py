@@ -100,10 +100,10 @@ def test_pieces_that_get_lost_are_sent_again_from_where_it_stopped() -> None:
         group = RaftGroup(3, with_snapshots=True)
         victim = await lagging(group)
         group.network.heal()
-        await group.wait(lambda: group.snapshots[victim].received)
-        await asyncio.sleep(0.002)
+        await group.wait(lambda: group.snapshots[victim].received, poll_s=0.001)
         incoming = group.nodes[victim]._engine._incoming
         assert incoming is not None
+        await group.wait(lambda: incoming.writer.position, poll_s=0.001)
         assert 0 < incoming.writer.position < 3_000_000
         group.network.isolate(victim)
         await asyncio.sleep(3.0)

@@ -16,6 +16,7 @@ from dledger.errors import (
     NotLeaderError,
 )
 from dledger.model import Role
+from dledger.raft.config import RaftConfig
 from dledger.raft.node import TICK_MAX_S
 from tests.support.raft_group import RaftGroup
 from tests.support.virtual_loop import run_virtual
@@ -356,7 +357,8 @@ def test_state_ahead_of_the_log_is_refused() -> None:
 
 def test_a_tick_that_only_puts_the_next_one_off_leaves_the_timer_alone() -> None:
     async def main() -> None:
-        group = RaftGroup(3)
+        # Nothing but heartbeats and elections is waited for.
+        group = RaftGroup(3, config=RaftConfig(commit_notice_ms=1000, apply_delay_ms=1000))
         await group.start()
         leader = await group.serving_leader()
         counts = {"tick": 0, "timer": 0}
@@ -381,6 +383,61 @@ def test_a_tick_that_only_puts_the_next_one_off_leaves_the_timer_alone() -> None
         assert counts["tick"] - before["tick"] >= 30, (before, counts)
         group.crash(leader.replica_id)
         await group.put(b"by another leader")
+        await group.stop()
+
+    run_virtual(main())
+
+
+def test_a_commit_is_told_by_the_next_entry_or_a_little_later() -> None:
+    async def main() -> None:
+        group = RaftGroup(3, delay_s=0.0005)
+        await group.start()
+        leader = await group.serving_leader()
+        await group.put(b"first")
+        await group.converged()
+        sent = {"entries": 0, "none": 0}
+        transport = group.transports[leader.replica_id]
+        send = transport.send
+
+        def counted(peer_id: str, message: Any) -> bool:
+            sent["entries" if "records" in message else "none"] += 1
+            return send(peer_id, message)
+
+        transport.send = counted  # type: ignore[method-assign]
+        began = group.loop.time()
+        for number in range(20):
+            await leader.submit(b"\x10%d" % number)
+        beats = (group.loop.time() - began) * 1000 / group.config.heartbeat_ms
+        assert sent["entries"] == 40
+        assert sent["none"] <= 2 * (beats + 1), (sent, beats)
+        # Nothing follows the last one, so it is told, long before a heartbeat is due.
+        await asyncio.sleep(0.03)
+        applied = {machine.applied_index for machine in group.machines.values()}
+        assert applied == {leader.applied_index}
+        await group.stop()
+
+    run_virtual(main())
+
+
+def test_a_follower_applies_together_what_is_committed_within_a_moment() -> None:
+    async def main() -> None:
+        group = RaftGroup(3, delay_s=0.0002, sync_delay_s=0.0002)
+        await group.start()
+        leader = await group.serving_leader()
+        calls = dict.fromkeys(group.ids, 0)
+        for replica in group.ids:
+            machine = group.machines[replica]
+
+            def apply(entries: Any, replica: str = replica, call: Any = machine.apply) -> Any:
+                calls[replica] += 1
+                return call(entries)
+
+            machine.apply = apply  # type: ignore[method-assign]
+        for number in range(100):
+            await leader.submit(b"\x10%d" % number)
+        await group.converged()
+        assert calls.pop(leader.replica_id) == 100  # each is answered as soon as it can be
+        assert all(count < 50 for count in calls.values()), calls
         await group.stop()
 
     run_virtual(main())
