@@ -101,7 +101,8 @@ class ProducerConfig:
         in_flight_max, in_flight_bytes_max: Messages and bytes under way; others wait their turn.
         waiting_max: Messages that may wait their turn; one more is refused.
         batch_messages_max, batch_bytes_max: Bounds of one automatic batch.
-        batch_messages_min: Messages a batch should have before another queue gets one as well.
+        batch_messages_min: Messages a batch should have before another queue gets one as well. If
+            the topic lies in several broker groups, which do not share processors: at most 32.
         compress_min_bytes: Bodies from this size on are compressed and sent alone; 0: never.
         message_bytes_max: Largest body accepted.
         default_topic_queue_count: Queues of a topic that the first send creates.
@@ -119,7 +120,7 @@ class ProducerConfig:
     waiting_max: int = 1_000_000
     batch_messages_max: int = 2_000
     batch_bytes_max: int = 1024 * 1024
-    batch_messages_min: int = 32
+    batch_messages_min: int = 500
     compress_min_bytes: int = 4096
     message_bytes_max: int = MESSAGE_BODY_BYTES_MAX
     default_topic_queue_count: int = 4

@@ -480,16 +480,17 @@ class AsyncProducer(AsyncLifetime):
                 lane.waiting, count_max=config.batch_messages_max, bytes_max=config.batch_bytes_max
             )
             self._start(topic, lane, batch)
+        count_min = topic.count_min(config.batch_messages_min)
         while topic.line:
             # More lanes than this would get nothing of what waits.
-            useful = -(-topic.waiting // config.batch_messages_min)
+            useful = -(-topic.waiting // count_min)
             lanes = topic.free_lanes(useful, self._sender.is_quick, self._session.has_leader)
             if not lanes:
                 return
             share = share_count(
                 topic.waiting,
                 len(lanes),
-                count_min=config.batch_messages_min,
+                count_min=count_min,
                 count_max=config.batch_messages_max,
             )
             topic.turn_taken(lanes[0])

@@ -58,6 +58,7 @@ STATUS = {
 }
 _NOT_LEADER_HINTS_MAX = 2  # believe so many hints in a row; then ask round instead
 _ATTEMPT_MIN_S = 0.2
+_MANY = 32  # an answer to so many messages wakes many callers
 # Gets the outcome of an attempt that succeeded; or else the attempt.
 Ended = Callable[["Attempt | Outcome"], None]
 logger = logging.getLogger(__name__)
@@ -185,9 +186,9 @@ class BatchSender:
             ended(attempt)
             return
         self._note_answer(attempt.queue, attempt.address, response, attempt.began)
-        if total_messages(attempt.batch) < self._config.batch_messages_min:
+        if total_messages(attempt.batch) < _MANY:
             self._hand_out(attempt, response, ended)
-        else:  # many will be woken
+        else:
             self._turns.call(functools.partial(self._hand_out, attempt, response, ended))
 
     def _hand_out(self, attempt: Attempt, response: Command, ended: Ended) -> None:

@@ -13,6 +13,7 @@ from dledger.errors import DLedgerError, InvalidParameterError, RouteNotFoundErr
 from dledger.model import MessageQueue
 
 Target = MessageQueue | int | None
+_SPREAD_MIN = 32
 
 
 class TopicLines:
@@ -105,6 +106,15 @@ class TopicLines:
         index = next(self._turn.order(len(queues)))
         self._turn.taken(index)
         return queues[index]
+
+    def count_min(self, configured: int) -> int:
+        """Returns the messages a batch should have before another lane gets one as well.
+
+        A request costs the replicas of a group together about as much as 150 small messages; but
+        another group's replicas have processors of their own.
+        """
+        several = len(self._publish.broker_names) > 1
+        return min(configured, _SPREAD_MIN) if several else configured
 
     @property
     def waiting(self) -> int:

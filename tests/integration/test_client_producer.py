@@ -56,12 +56,24 @@ def test_messages_batch_by_themselves_and_every_result_is_its_own() -> None:
 
 def test_messages_for_any_queue_are_spread_by_batches() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
-        await asyncio.gather(*(producer.send(Message("t", b"x")) for _ in range(1000)))
+        await asyncio.gather(*(producer.send(Message("t", b"x")) for _ in range(2000)))
         sizes = [len(cluster.group.log["t", number]) for number in range(4)]
-        assert sizes == [250, 250, 250, 250]
-        assert cluster.group.batch_sizes == [250, 250, 250, 250]
+        assert sizes == [500, 500, 500, 500]
+        assert cluster.group.batch_sizes == [500, 500, 500, 500]
+        cluster.group.batch_sizes.clear()
+        await asyncio.gather(*(producer.send(Message("t", b"x")) for _ in range(600)))
+        assert cluster.group.batch_sizes == [500, 100]  # the queues share processors
 
     run_producer(scenario)
+
+
+def test_messages_are_spread_more_thinly_over_several_groups() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await asyncio.gather(*(producer.send(Message("t", b"x")) for _ in range(400)))
+        for group in cluster.groups.values():
+            assert group.batch_sizes == [50, 50, 50, 50]
+
+    run_producer(scenario, group_names=("broker-a", "broker-b"))
 
 
 def test_topics_of_one_turn_are_sent_in_the_order_of_their_first_messages() -> None:
@@ -162,8 +174,8 @@ def test_batches_are_spread_over_the_queues_by_their_messages() -> None:
         await producer.send(Message("t", b"so that the route is known"), queue=0)
         cluster.group.batch_sizes.clear()
         batch = [Message("t", b"x")] * 50
-        await asyncio.gather(*(producer.send_batch(batch) for _ in range(8)))
-        assert cluster.group.batch_sizes == [100, 100, 100, 100]
+        await asyncio.gather(*(producer.send_batch(batch) for _ in range(40)))
+        assert cluster.group.batch_sizes == [500, 500, 500, 500]
 
     run_producer(scenario)
 
