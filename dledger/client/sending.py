@@ -9,11 +9,13 @@ stays together and where it is, until it is acknowledged or the time of its last
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from dledger.client.attempt import Attempt, Request
@@ -23,6 +25,7 @@ from dledger.client.isolation import NO_ANSWER_S, Isolation
 from dledger.client.results import SendResult
 from dledger.client.retry import Step, backoff_s, judge
 from dledger.client.session import SILENCE_S, ClientSession
+from dledger.client.turns import Turns
 from dledger.client.versions import BrokerVersions
 from dledger.clock import Clock
 from dledger.codes import (
@@ -133,6 +136,7 @@ class BatchSender:
         self._clock = clock
         self._attempts: dict[Attempt, Ended] = {}  # without a task, the oldest first
         self._looks = False  # whether a timer runs, one for all of them
+        self._turns = Turns()
         self.requests = 0
         self.retries = 0
 
@@ -177,14 +181,22 @@ class BatchSender:
         ended = self._attempts.pop(attempt, None)
         if ended is None:
             return  # handed over already
+        if response is None or response.code not in STATUS:
+            ended(attempt)
+            return
+        self._note_answer(attempt.queue, attempt.address, response, attempt.began)
+        if total_messages(attempt.batch) < self._config.batch_messages_min:
+            self._hand_out(attempt, response, ended)
+        else:  # many will be woken
+            self._turns.call(functools.partial(self._hand_out, attempt, response, ended))
+
+    def _hand_out(self, attempt: Attempt, response: Command, ended: Ended) -> None:
         outcome: Attempt | Outcome = attempt
-        if response is not None and response.code in STATUS:
-            try:
-                self._note_answer(attempt.queue, attempt.address, response, attempt.began)
-                outcome = self._succeed(attempt.queue, attempt.batch, response)
-            except Exception:
-                # A bug of ours, which must not end the connection; `deliver` meets it again.
-                logger.exception("answer not taken queue=%s", attempt.queue)
+        try:
+            outcome = self._succeed(attempt.queue, attempt.batch, response)
+        except Exception:
+            # A bug of ours, which must not end the connection; `deliver` meets it again.
+            logger.exception("answer not taken queue=%s", attempt.queue)
         ended(outcome)
 
     def _look_for_silent(self) -> None:
@@ -435,16 +447,20 @@ class BatchSender:
             result: Any
             if item.keys:
                 stop = at + len(item.keys)
-                result = [
-                    SendResult(
-                        *(key, name, stored, place, status, item.unknown, attempts),
-                        deduplicated=again,
-                        may_be_twice=twice and item.unknown > 0,
+                result = list(
+                    map(
+                        SendResult,
+                        item.keys,
+                        ids[at:stop],
+                        repeat(stored),
+                        range(offset + at, offset + stop),
+                        repeat(status),
+                        repeat(item.unknown),
+                        repeat(attempts),
+                        repeat(again),
+                        repeat(twice and item.unknown > 0),
                     )
-                    for key, name, place in zip(
-                        item.keys, ids[at:stop], range(offset + at, offset + stop), strict=True
-                    )
-                ]
+                )
                 at = stop
             else:
                 result = SendResult(

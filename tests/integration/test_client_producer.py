@@ -168,6 +168,24 @@ def test_batches_are_spread_over_the_queues_by_their_messages() -> None:
     run_producer(scenario)
 
 
+def test_who_got_an_answer_sends_again_before_the_next_answer_is_handed_out() -> None:
+    async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
+        await producer.send(Message("t", b"so that the route is known"), queue=0)
+        before = producer.statistics().requests
+        cluster.group.send_delay_s = 0.05  # both answers come together
+        seen: dict[int, int] = {}
+
+        async def work(queue: int) -> None:
+            await producer.send(Message("t", b"x"), queue=queue)
+            seen.setdefault(queue, producer.statistics().requests - before)
+            await producer.send(Message("t", b"y"), queue=queue)
+
+        await asyncio.gather(*(work(queue) for queue in (0, 1) for _ in range(100)))
+        assert sorted(seen.values()) == [2, 3]
+
+    run_producer(scenario)
+
+
 def test_oneway_arrives() -> None:
     async def scenario(cluster: FakeCluster, producer: AsyncProducer) -> None:
         await producer.send_oneway(Message("t", b"x"), queue=0)
