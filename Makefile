@@ -109,7 +109,7 @@ bench-all:
 bench: $(STAMP)
 	$(BIN)/python benchmarks/table.py $(WRITE)
 
-# About twenty minutes, and 45 GB of disk meanwhile. WRITE=--write puts it into docs/performance.md.
+# About a quarter of an hour, and 45 GB of disk meanwhile. WRITE=--write puts it into docs/performance.md.
 bench-growth: $(STAMP)
 	$(BIN)/python benchmarks/growth.py $(WRITE)
 

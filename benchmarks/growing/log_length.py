@@ -32,19 +32,26 @@ BODY_BYTES = 1024
 STORED_SHARE = 0.75
 SHARES = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the final length
 PACED_MB_PER_S = 50.0
+FASTEST_PER_S = 100_000
 TAIL_LOSS_MAX_PERCENT = 20.0
 
 
 def log_length(setup: Setup) -> Outcome:
     """Fills a log and measures on the way."""
-    stored = setup.log_gb * GB * 1.5  # measuring adds to it
-    disk_bytes = stored * (1 + STORED_OVERHEAD_BYTES / BODY_BYTES / 2)
+    disk_bytes = stored_bytes(setup) * (1 + STORED_OVERHEAD_BYTES / BODY_BYTES / 2)
     with cluster_of(setup, disk_bytes=disk_bytes) as cluster:
         load = Load(nameserver=cluster.nameserver, topic=TOPIC, messages=setup.messages)
         lengths = [Length(setup, cluster, load, share * setup.log_gb) for share in wanted(setup)]
         for length in lengths:
             length.measure()
     return Outcome(plots=list(plots(lengths)), checks=checks(lengths))
+
+
+def stored_bytes(setup: Setup) -> float:
+    """Returns the log's length in the end at most: measuring at each length adds to it."""
+    published = (setup.rounds + 2) * setup.messages + 3 * setup.phase_s * FASTEST_PER_S
+    added = published * BODY_BYTES / STORED_SHARE
+    return max(setup.log_gb * GB, len(wanted(setup)) * added) + added
 
 
 def wanted(setup: Setup) -> list[float]:

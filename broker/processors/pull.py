@@ -136,6 +136,9 @@ class PullProcessor:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms = 0
         self._grown: dict[tuple[int, int], int] = {}
+        # Groups that keep up wait at the same place and get the same. What is held between the same
+        # bounds of a queue never changes.
+        self._selected: tuple[tuple[object, ...], Outcome] | None = None
         # The state may be far behind the log after a restart: all of it after a power loss.
         behind = context.store.applied_index < context.log.last_index
         self._replay_to = context.log.last_index if behind else 0
@@ -325,7 +328,7 @@ class PullProcessor:
     def _evaluate(self, pull: Pull, start: int) -> Outcome:
         """Looks for messages from queue offset `start`."""
         store = self._context.store
-        offset_min, offset_max = store.queue_bounds(pull.topic_id, pull.queue_id)
+        offset_min, offset_max = bounds = store.queue_bounds(pull.topic_id, pull.queue_id)
         if self._lacks_log() and offset_min <= start < offset_max:
             # A pull that waited while the snapshot came. Not the end of the queue: that would say
             # that there is nothing where there is something.
@@ -337,6 +340,19 @@ class PullProcessor:
             return Outcome(moved, "OFFSET_RESET", target, offset_min, offset_max)
         if start >= offset_max or start < offset_min:
             return self._outside(start, offset_min, offset_max)
+        key = (pull.topic_id, pull.queue_id, start, bounds, pull.count_max, pull.bytes_max)
+        plain = pull.codes is None and pull.sql is None
+        if plain and self._selected is not None and self._selected[0] == key:
+            return self._selected[1]
+        outcome = self._select(pull, start, bounds)
+        if plain:
+            self._selected = key, outcome
+        return outcome
+
+    def _select(self, pull: Pull, start: int, bounds: tuple[int, int]) -> Outcome:
+        """Chooses messages from a queue offset that lies within the bounds."""
+        store = self._context.store
+        offset_min, offset_max = bounds
         selection = Selection(start, count_max=pull.count_max, size_bytes_max=pull.bytes_max)
         stop = offset_max
         step = pull.count_max

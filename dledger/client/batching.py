@@ -133,6 +133,27 @@ def encode_elements(items: list[Pending]) -> bytes:
     return b"".join(pieces)
 
 
+def encode_similar(bodies: Sequence[bytes], properties: bytes, keys: Sequence[str]) -> bytes:
+    """Returns the batch body of messages that differ in body and key only, as `encode_elements`.
+
+    Args:
+        bodies: One for each message.
+        properties: Encoded, without the key.
+        keys: One for each message, of the length of all keys.
+    """
+    properties_length = len(properties) + _KEY_BYTES
+    fixed = _FIXED_BYTES + properties_length
+    lengths = list(map(len, bodies))
+    sizes = [fixed + length for length in lengths]
+    none = itertools.repeat(0)
+    heads = map(_HEAD.pack, sizes, none, none, none, lengths)
+    lead = itertools.repeat(_LENGTH.pack(properties_length) + properties + _KEY_MARK.encode())
+    columns = zip(
+        heads, bodies, lead, map(str.encode, keys), itertools.repeat(b"\x02"), strict=False
+    )
+    return b"".join(itertools.chain.from_iterable(columns))
+
+
 def check_properties(properties: bytes) -> bytes:
     """Returns encoded properties if they fit their length field.
 

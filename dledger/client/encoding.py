@@ -14,6 +14,7 @@ from dledger.client.batching import (
     Pending,
     check_properties,
     encode_elements,
+    encode_similar,
     give_keys,
     wants_to_be_alone,
 )
@@ -186,6 +187,10 @@ class MessageEncoder:
         """
         if not messages:
             raise MessageRejectedError("a batch needs at least one message")
+        similar = self._encode_similar(messages)
+        if similar is not None:
+            body, unique_keys = similar
+            return Pending(future, "", body, b"", keys=tuple(unique_keys))
         elements: list[Pending] = []
         size = 0
         for message in messages:
@@ -204,6 +209,35 @@ class MessageEncoder:
         self.give_keys(elements)
         keys = tuple(element.key for element in elements)
         return Pending(future, "", encode_elements(elements), b"", keys=keys)
+
+    def _encode_similar(self, messages: Sequence[Message]) -> tuple[bytes, list[str]] | None:
+        """Returns the elements and keys of messages that differ in their bodies only.
+
+        None if they are not of that kind or too large: the general way knows why.
+        """
+        topic, tags = messages[0].topic, messages[0].tags
+        properties = self._tags.get(tags)
+        if properties is None:
+            return None
+        for message in messages:
+            if (
+                message.topic != topic
+                or message.tags != tags
+                or message.properties
+                or message.keys
+                or message.flag
+                or type(message.body) is not bytes
+            ):
+                return None
+        bodies = [message.body for message in messages]
+        # No more than this: a key's property and the lengths take fewer bytes.
+        if (
+            sum(map(len, bodies)) + len(bodies) * (128 + len(properties))
+            > self._config.message_bytes_max
+        ):
+            return None
+        unique_keys = self._unique_keys.take(len(bodies))
+        return encode_similar(bodies, properties, unique_keys), unique_keys
 
     def _properties(self, message: Message) -> tuple[str, bytes]:
         """Returns key and properties; no key, and properties without one, if it comes later."""

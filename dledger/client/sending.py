@@ -15,6 +15,7 @@ import logging
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from dledger.client.attempt import Attempt, Request
@@ -184,7 +185,7 @@ class BatchSender:
             ended(attempt)
             return
         self._note_answer(attempt.queue, attempt.address, response, attempt.began)
-        if len(attempt.batch) < self._config.batch_messages_min:
+        if total_messages(attempt.batch) < self._config.batch_messages_min:
             self._hand_out(attempt, response, ended)
         else:  # many will be woken
             self._turns.call(functools.partial(self._hand_out, attempt, response, ended))
@@ -446,16 +447,20 @@ class BatchSender:
             result: Any
             if item.keys:
                 stop = at + len(item.keys)
-                result = [
-                    SendResult(
-                        *(key, name, stored, place, status, item.unknown, attempts),
-                        deduplicated=again,
-                        may_be_twice=twice and item.unknown > 0,
+                result = list(
+                    map(
+                        SendResult,
+                        item.keys,
+                        ids[at:stop],
+                        repeat(stored),
+                        range(offset + at, offset + stop),
+                        repeat(status),
+                        repeat(item.unknown),
+                        repeat(attempts),
+                        repeat(again),
+                        repeat(twice and item.unknown > 0),
                     )
-                    for key, name, place in zip(
-                        item.keys, ids[at:stop], range(offset + at, offset + stop), strict=True
-                    )
-                ]
+                )
                 at = stop
             else:
                 result = SendResult(

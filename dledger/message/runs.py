@@ -3,8 +3,8 @@
 Readers of a backlog decode hundreds of thousands of messages a second, nearly all of which look
 alike: the layout's first version, addresses of IPv4, not compressed, one topic, few hosts. Those
 are decoded here in one pass; whatever is rarer, or damaged, goes to `decode_stored`, which decides.
-Of one producer many are even of one size and differ in a few fields at the same places: those are
-taken apart by one description of the whole message, and what they share is only compared.
+Most of these differ from their neighbours in a few fields only, beside the body: what is the same
+is then compared in pieces as it is stored, not looked at.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from dledger.message.records import (
 _RARE = int(MessageFlag.BORN_HOST_V6 | MessageFlag.STORE_HOST_V6 | MessageFlag.COMPRESSED)
 _HEAD_SIZE = STORED_HEAD.size
 _LENGTH = struct.Struct(">H").unpack_from
+# As `STORED_HEAD`, but what neighbours share comes in pieces: magic number; queue and flag; flags;
+# from the store's host to the prepared offset.
+_FRONT = struct.Struct(">I4sI8sqq4sq8sq20si").unpack_from
+_FRUITLESS_MAX = 8  # looks at a neighbour that was different, in one answer
 
 
 def decode_run(buffer: bytes, *, broker_name: str = "") -> list[ReceivedMessage]:
@@ -38,7 +42,7 @@ def decode_run(buffer: bytes, *, broker_name: str = "") -> list[ReceivedMessage]
     Raises:
         RemoteProtocolError: A message is torn or damaged.
 
-    Cost: about 1 µs for each message, a third of `decode_stored`; less for those that are alike.
+    Cost: about 1 µs for each message, a third of `decode_stored`; 0.7 µs for those that are alike.
     """
     messages: list[ReceivedMessage] = []
     add = messages.append
@@ -50,8 +54,7 @@ def decode_run(buffer: bytes, *, broker_name: str = "") -> list[ReceivedMessage]
     topic = born_host = store_host = ""
     at = 0
     end = len(buffer)
-    size_before = 0
-    may_be_alike = True  # until two were of one size and the next was not like them
+    fruitless = 0
     while at < end:
         if end - at >= STORED_SIZE_MIN:
             (
@@ -107,12 +110,11 @@ def decode_run(buffer: bytes, *, broker_name: str = "") -> list[ReceivedMessage]
                             broker_name,
                         )
                     )
-                    if size == size_before and may_be_alike and stop < end:
-                        alike = _decode_alike(buffer, at, raw_at, messages, similar)
-                        may_be_alike = alike > 0
-                        stop += alike * size
-                    size_before = size
-                    at = stop
+                    if stop < end and fruitless < _FRUITLESS_MAX:
+                        at = _decode_alike(buffer, at, raw_at, messages, similar)
+                        fruitless += at == stop
+                    else:
+                        at = stop
                     continue
         message = decode_stored(buffer, at, broker_name=broker_name)
         add(message)
@@ -129,8 +131,8 @@ def _decode_alike(
 ) -> int:
     """Adds the messages that follow the last of the list as long as they are alike.
 
-    They may differ in places, times, checksum, body, unique key, which must come first among the
-    properties, and in where they were born.
+    They may differ in size, places, times, checksum, body, unique key, which must come first among
+    the properties, in others of the same length, and in where they were born.
 
     Args:
         buffer: Whole stored messages.
@@ -140,48 +142,59 @@ def _decode_alike(
         similar: Knows the properties.
 
     Returns:
-        How many were added.
+        Where the first begins that is not alike.
     """
     first = messages[-1]
-    size = first.size_bytes
-    tail_length = at + size - raw_at - len(KEY_MARK) - KEY_BYTES
-    if tail_length < 1:
-        return 0
-    body_length = len(first.body)
-    named_length = raw_at - at - _HEAD_SIZE - body_length + len(KEY_MARK)
-    layout = _layout(body_length, named_length, tail_length)
-    stop = at + (len(buffer) - at) // size * size
-    runs = layout.iter_unpack(memoryview(buffer)[at:stop])
-    front, _, place, _, _, flags, _, born_raw, _, back, _, named, _, tail = next(runs)
-    others = similar.beside_key(tail[1:])
-    if not named.endswith(KEY_MARK) or tail[:1] != b"\x02" or not others:
-        return 0
-    same = (front, place, flags, back, named, tail)
-    known = len(messages)
+    stop = at + first.size_bytes
+    topic_at = at + _HEAD_SIZE + len(first.body)
+    rest_length = stop - raw_at - len(KEY_MARK) - KEY_BYTES
+    if rest_length < 1:
+        return stop
+    back = _back(raw_at - topic_at + len(KEY_MARK), rest_length)
+    _, magic, _, place, _, _, flags, _, born_raw, _, ids, _ = _FRONT(buffer, at)
+    named, _, rest = back.unpack_from(buffer, topic_at)
+    others = similar.beside_key(rest[1:])
+    if not named.endswith(KEY_MARK) or rest[:1] != b"\x02" or not others:
+        return stop
+    same = (magic, place, flags, ids, named)
+    rest_before = rest
+    front_of, back_of = _FRONT, back.unpack_from
+    beside_body = _HEAD_SIZE + back.size
     topic, born_host, store_host = first.topic, first.born_host, first.store_host
     queue_id, flag, sys_flag = first.queue_id, first.flag, first.sys_flag
     reconsume_times, prepared = first.reconsume_times, first.prepared_transaction_offset
     broker_name = first.broker_name
     add = messages.append
     unique_key = Property.UNIQUE_KEY
-    for (
-        front,
-        checksum,
-        place,
-        queue_offset,
-        physical_offset,
-        flags,
-        born_ms,
-        born,
-        store_ms,
-        back,
-        body,
-        named,
-        key,
-        tail,
-    ) in runs:
-        if (front, place, flags, back, named, tail) != same or not key.isalnum():
+    at, end = stop, len(buffer)
+    while end - at > _HEAD_SIZE:
+        (
+            size,
+            magic,
+            checksum,
+            place,
+            queue_offset,
+            physical_offset,
+            flags,
+            born_ms,
+            born,
+            store_ms,
+            ids,
+            body_length,
+        ) = front_of(buffer, at)
+        stop = at + size
+        if body_length < 0 or body_length != size - beside_body or stop > end:
             break
+        body_at = at + _HEAD_SIZE
+        topic_at = body_at + body_length
+        named, key, rest = back_of(buffer, topic_at)
+        if (magic, place, flags, ids, named) != same or not key.isalnum():
+            break
+        if rest != rest_before:
+            others = similar.beside_key(rest[1:])
+            if rest[:1] != b"\x02" or not others:
+                break
+            rest_before = rest
         if born != born_raw:
             born_raw, born_host = born, format_host(born)
         properties = others.copy()
@@ -189,7 +202,7 @@ def _decode_alike(
         add(
             ReceivedMessage(
                 topic,
-                body,
+                buffer[body_at:topic_at],
                 properties,
                 queue_id,
                 queue_offset,
@@ -207,17 +220,11 @@ def _decode_alike(
                 broker_name,
             )
         )
-    return len(messages) - known
+        at = stop
+    return at
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(body_length: int, named_length: int, tail_length: int) -> struct.Struct:
-    """Returns the description of a whole message whose unique key comes first.
-
-    Its pieces: size and magic; checksum; queue and flag; queue offset; physical offset; flags;
-    when born; where born; when stored; from the store's host to the body's length; body; topic, the
-    length of the properties and the name of the key; key; everything behind it.
-    """
-    return struct.Struct(
-        f">8sI8sqq4sq8sq24s{body_length}s{named_length}s{KEY_BYTES}s{tail_length}s"
-    )
+def _back(named_length: int, rest_length: int) -> struct.Struct:
+    """Returns what follows a body if the unique key comes first: up to its name; it; the rest."""
+    return struct.Struct(f">{named_length}s{KEY_BYTES}s{rest_length}s")

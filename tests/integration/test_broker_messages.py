@@ -217,6 +217,40 @@ def test_a_waiting_pull_sleeps_through_what_its_filter_rejects(tmp_path):
     asyncio.run(run())
 
 
+def test_pulls_that_wait_at_one_place_each_get_what_they_asked_for(tmp_path):
+    async def run():
+        async with single_broker(tmp_path) as (broker, client):
+            await client.create_topic("t")
+            wanted = {
+                "all": ({}, [b"0", b"1", b"2"]),
+                "also all": ({}, [b"0", b"1", b"2"]),
+                "one": ({"message_count_max": 1}, [b"0"]),
+                "small": ({"bytes_max": 1}, [b"0"]),
+                "odd": ({"expression": "odd"}, [b"1"]),
+                "odd by SQL": (
+                    {"expression": "TAGS = 'odd'", "expression_type": "SQL92"},
+                    [b"1"],
+                ),
+                "all again": ({}, [b"0", b"1", b"2"]),
+            }
+            waiting = [
+                asyncio.create_task(client.pull("t", group=f"g{number}", wait_ms=10_000, **more))
+                for number, (more, _) in enumerate(wanted.values())
+            ]
+            parked = broker._parts.context.long_polls
+            await eventually(lambda: len(parked) == len(wanted), "the pulls are parked")
+            batch = encode_batch(
+                [Message("t", b"%d" % n, tags="odd" if n % 2 else "even") for n in range(3)]
+            )
+            sent = await client.send("t", batch, code=RequestCode.SEND_BATCH_MESSAGE, batch=True)
+            assert sent.code == 0, sent.remark
+            answers = await asyncio.gather(*waiting)
+            found = dict(zip(wanted, map(bodies, answers), strict=True))
+            assert found == {name: expected for name, (_, expected) in wanted.items()}
+
+    asyncio.run(run())
+
+
 def test_a_waiting_pull_times_out_and_says_how_far_it_looked(tmp_path):
     async def run():
         async with single_broker(tmp_path) as (broker, client):

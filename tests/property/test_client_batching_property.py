@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from dledger.message import (
     UniqueKeyGenerator,
     decode_properties,
     encode_batch_element,
+    iter_batch,
+    message_properties,
 )
 
 LOOP = asyncio.new_event_loop()
@@ -61,6 +64,30 @@ def test_a_batch_takes_what_its_description_says(items, count_max, bytes_max):
         id(item) for item in plain_take(items, count_max, bytes_max)
     ]
     assert [id(item) for item in [*batch, *waiting]] == [id(item) for item in items]
+
+
+@given(
+    st.lists(st.binary(max_size=40), min_size=1, max_size=20),
+    st.sampled_from(["", "a"]),
+    st.sampled_from(
+        [{}, {}, {"flag": 3}, {"tags": "b"}, {"keys": ["k"]}, {"properties": {"p": "q"}}]
+    ),
+    st.data(),
+)
+def test_a_user_made_batch_holds_its_messages_and_their_keys(bodies, tags, odd, data):
+    messages = [Message("t", body, tags=tags) for body in bodies]
+    place = data.draw(st.integers(0, len(bodies) - 1))
+    messages[place] = msgspec.structs.replace(messages[place], **odd)
+    encoder = MessageEncoder(ProducerConfig(), UniqueKeyGenerator())
+    for _ in range(2):  # tags are known the second time
+        item = encoder.encode_batch(messages, FUTURE)
+        elements = list(iter_batch(item.body))
+        assert len(set(item.keys)) == len(messages)
+        for message, element, key in zip(messages, elements, item.keys, strict=True):
+            assert (element.flag, bytes(element.body)) == (message.flag, message.body)
+            expected = {**message_properties(message), "UNIQ_KEY": key}
+            assert decode_properties(element.properties) == expected
+            assert element.properties.endswith(b"\x02")
 
 
 @given(MESSAGES)

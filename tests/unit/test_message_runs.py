@@ -1,4 +1,4 @@
-"""Messages of one size are decoded together, with the same result as one after the other."""
+"""Messages that are alike are decoded together, with the same result as one after the other."""
 
 from __future__ import annotations
 
@@ -88,6 +88,23 @@ def test_messages_of_several_hosts_and_sizes() -> None:
     ]
     messages = check(b"".join(records))
     assert [each.born_host for each in messages] == ["10.0.0.1:1", "10.0.0.2:2"] * 24
+
+
+def test_properties_of_one_length_may_differ() -> None:
+    others = [b"A\x01b\x02C\x01d\x02", b"A\x01b\x02C\x01e\x02", b"A\x01b\x02C\x01\x02\x02"]
+    check(b"".join(record(number, KEY % number + others[number % 3]) for number in range(9)))
+    again = [b"UNIQ_NOT\x01again\x02", b"UNIQ_KEY\x01again\x02"]
+    check(b"".join(record(number, KEY % number + again[number // 3]) for number in range(6)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 40])
+def test_a_body_of_negative_length_is_an_error(size: int) -> None:
+    # The number fits the size, and what would then be read is the end of the message before.
+    good = record(1, KEY % 1)
+    wrong = bytearray(record(2, KEY % 2))
+    wrong[0:4] = size.to_bytes(4, "big")
+    wrong[84:88] = (size - (len(wrong) - len(b"body 2"))).to_bytes(4, "big", signed=True)
+    assert check(good + good + bytes(wrong)) == []
 
 
 def test_a_run_that_is_cut_off_is_an_error() -> None:
