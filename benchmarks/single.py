@@ -1,6 +1,6 @@
 """One message per request, many requests under way, as official clients send.
 
-    python benchmarks/single.py --messages 100000 --size 1024 --window 1000
+    python benchmarks/single.py --size 1024 --window 1000 --queues 4 --connections 1
 
 The client only counts answers, so that the broker is measured. Beside the rate stands the processor
 time of each process per message, which other work on the machine hardly changes.
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -66,8 +67,7 @@ class _Sender(asyncio.Protocol):
         before, after = bytes(frame).split(b"123456789")
         return before, after
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def begin(self) -> None:
@@ -165,19 +165,22 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--window", type=int, default=1000)
     parser.add_argument("--queues", type=int, default=4)
+    parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     rounds = []
+    settings = {"limits": {"queue_count_max": max(1024, options.queues)}}
+    spec = ClusterSpec(port_base=free_port_base(8), settings=settings)
     with (
         tempfile.TemporaryDirectory(prefix="dledger-bench-") as directory,
-        LocalCluster(Path(directory), ClusterSpec(port_base=free_port_base(8))) as cluster,
+        LocalCluster(Path(directory), spec) as cluster,
     ):
         address = asyncio.run(leader_of(cluster.nameserver, "bench", options.queues))
         names = [name for name in (f"broker-a-{n}" for n in range(3)) if cluster.pid(name)]
         for _ in range(options.rounds):
             before = {name: cpu_seconds(cluster.pid(name) or 0) for name in names}
             own = time.process_time()
-            measured = asyncio.run(send(address, "bench", options))
+            measured = asyncio.run(send(address, "bench", options, options.connections))
             spent = {
                 name: round((cpu_seconds(cluster.pid(name) or 0) - before[name]) * 1e6, 1)
                 for name in names

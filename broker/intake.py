@@ -43,7 +43,7 @@ _TAG_HASHES_MAX = 4096
 _PLAIN_MAX = 4096
 _PLAIN_BYTES_MAX = 256
 _TEMPLATES_MAX = 4096
-_UNIQUE_KEY_MARK = b"UNIQ_KEY\x01"
+_UNIQUE_KEY_MARK, _KEYS_MARK = b"UNIQ_KEY\x01", b"KEYS\x01"
 
 
 class SendFields(Protocol):
@@ -171,7 +171,7 @@ class MessageIntake:
         key = raw[at + len(_UNIQUE_KEY_MARK) : stop]
         if not key.isalnum():
             return None
-        others = raw[:at] + raw[stop + 1 :]
+        others, words = _without_words(raw[:at] + raw[stop + 1 :])
         tag_hash = self._plain_singles.get(others)
         if tag_hash is None and any(map(raw.__contains__, _NOT_PLAIN)):
             return None
@@ -180,13 +180,13 @@ class MessageIntake:
             born = template.born(header.born_timestamp_ms, born_host)
             if tag_hash is not None:
                 stored = template.encode(born, queue_id, flag, body, raw + self._suffix)
-                return EncodedMessage(stored, tag_hash, key)
+                return EncodedMessage(stored, tag_hash, key, words)
             message = self._encode_one(template, born, queue_id, flag, body, raw)
         except MessageRejectedError:
             return None
         if message.unique_key != key or not message.stored.endswith(raw + self._suffix):
             return None
-        if not message.keys:
+        if list(message.keys) == list(words):
             if len(self._plain_singles) >= _PLAIN_MAX:
                 self._plain_singles.clear()
             self._plain_singles[others] = message.tag_hash
@@ -356,6 +356,23 @@ class MessageIntake:
                 self._tag_hashes.clear()
             known = self._tag_hashes[tags] = java_hash(str(tags, "utf-8", "replace"))
         return known
+
+
+def _without_words(properties: bytes) -> tuple[bytes, Sequence[bytes]]:
+    """Cuts the value of KEYS, in which most messages differ, out of well-formed properties.
+
+    Returns:
+        The rest, and the words; unchanged and none where the value is not plainly to be seen.
+    """
+    at = properties.find(_KEYS_MARK)
+    if at < 0 or (at and properties[at - 1] != 2):
+        return properties, ()
+    start = at + len(_KEYS_MARK)
+    stop = properties.find(b"\x02", start)
+    value = properties[start:stop]
+    if stop < 0 or b"\x01" in value:
+        return properties, ()
+    return properties[:start] + properties[stop:], value.split()
 
 
 def _check_body(body: bytes | memoryview) -> None:

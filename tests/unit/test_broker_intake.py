@@ -130,3 +130,35 @@ def test_a_key_that_is_not_text_is_stored_as_it_is():
     (message,), _ = encode(element, is_batch=True)
     assert message.unique_key == b"\xff"
     assert decode_properties(message.unique_key) == {}
+
+
+def plain(intake, **fields):
+    header = PlacedHeader(**fields)
+    return intake.plain(intake.template("t", 0), bytes(8), header, b"body")
+
+
+@dataclass
+class PlacedHeader(Header):
+    queue_id: int = 2
+
+
+def test_a_message_like_one_before_keeps_its_own_words():
+    """The first of a kind is looked at, the others are taken to be like it but for their keys."""
+    intake = MessageIntake(cluster_name="C", store_host=HOST, new_unique_key=lambda: "NEW")
+    for number, words in enumerate(("a b", "c", "", "d  e")):
+        text = f"TAGS\x01x\x02KEYS\x01{words}\x02UNIQ_KEY\x01U{number}\x02"
+        message = plain(intake, properties=text)
+        general = intake.encode(
+            Header(properties=text),
+            b"body",
+            topic="t",
+            queue_id=2,
+            born_host=bytes(8),
+            is_batch=False,
+        ).single
+        assert list(message.keys) == words.encode().split() == list(general.keys)
+        assert (message.stored, message.tag_hash, message.unique_key) == (
+            general.stored,
+            general.tag_hash,
+            general.unique_key,
+        )
