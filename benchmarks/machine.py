@@ -9,10 +9,8 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("uvloop", "msgspec", "lmdb", "pysyncobj")
@@ -23,12 +21,18 @@ class DiskShortError(SystemExit):
 
 
 def stop_when_told() -> None:
-    """Lets SIGTERM end the program through every `finally`, so that no server stays behind."""
+    """Lets SIGTERM end the program through every `finally`, so that no server stays behind.
 
-    def end(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
+    As Ctrl-C does: an event loop turns that into a cancellation, whereas an exception out of a
+    handler would end whichever callback of the client happens to run, and nothing else.
+    """
+
+    def end(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, end)
+    # A shell starts what runs in the background with this ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def facts() -> dict[str, object]:
