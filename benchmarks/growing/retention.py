@@ -151,6 +151,8 @@ async def is_told(nameserver: str) -> bool:
     """Returns whether a reader of what is gone is told so, and can go on where the queue begins."""
     async with AsyncPullConsumer("growth-late", nameserver=nameserver) as consumer:
         for queue in await consumer.queues(TOPIC):
+            if not await consumer.offset_max(queue):
+                continue  # a short load does not come to every queue
             consumer.seek(queue, 0)
             try:
                 await consumer.pull(queue, timeout_s=1.0)

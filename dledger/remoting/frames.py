@@ -47,7 +47,7 @@ class FrameDecoder:
 
     Cost:
         Linear in the bytes received. Small frames are cut straight from the received pieces;
-        pieces of a large frame are joined once, when its last one has come, into its body.
+        pieces of a large frame are joined once, when its last one has come.
     """
 
     __slots__ = ("_at", "_data", "_frame_bytes_max", "_held", "_pieces")
@@ -93,7 +93,7 @@ class FrameDecoder:
         end = len(data)
         unpack, total_max, add = _PREFIX.unpack_from, self._frame_bytes_max, frames.append
         while len(frames) < count_max:
-            wanted, body_at = 4, end + 1
+            wanted = 4
             if end - at >= FRAME_PREFIX_BYTES:
                 total, word = unpack(data, at)
                 header_length = word & _HEADER_LENGTH_MAX
@@ -117,15 +117,9 @@ class FrameDecoder:
                 wanted = FRAME_PREFIX_BYTES
             if frames or not self._pieces or end - at + self._held < wanted:
                 break
-            if body_at <= end:
-                start = at + FRAME_PREFIX_BYTES
-                header, body = data[start:body_at], self._join_body(body_at, at + wanted - end)
-                add(Frame(word >> 24, header, body))
-                data, at = self._data, self._at
-            else:
-                self._at = at
-                self._join()
-                data, at = self._data, 0
+            self._at = at
+            self._join()
+            data, at = self._data, 0
             end = len(data)
         self._data, self._at = (data, at) if at < end else (b"", 0)
         return frames
@@ -141,25 +135,6 @@ class FrameDecoder:
                 f"frame of {total} bytes announces a header of {word & _HEADER_LENGTH_MAX}"
             )
         return RemoteProtocolError(f"unknown header type {word >> 24}")
-
-    def _join_body(self, body_at: int, missing: int) -> bytes:
-        """Returns a body that begins in `_data` and goes on for so many bytes in `_pieces`.
-
-        What follows it is `_data` then. A body may be large, so it is copied only this once.
-        """
-        parts: list[bytes | memoryview] = [memoryview(self._data)[body_at:]]
-        count = 0
-        for piece in self._pieces:
-            count += 1
-            self._held -= len(piece)
-            if len(piece) >= missing:
-                parts.append(memoryview(piece)[:missing])
-                self._data, self._at = piece, missing
-                break
-            parts.append(piece)
-            missing -= len(piece)
-        del self._pieces[:count]
-        return b"".join(parts)
 
     def _join(self) -> None:
         rest = memoryview(self._data)[self._at :]
