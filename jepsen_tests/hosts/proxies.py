@@ -37,6 +37,7 @@ LOOPBACK = "127.0.0.1"
 # Below the range from which systems take ports for outgoing connections.
 _PORTS = (20_000, 30_000)
 _BUFFER_BYTES = 16 * 1024
+_SEGMENT_BYTES = 2 * 1024
 _LONG_CUT_S = 3.0
 _RESET = struct.pack("ii", 1, 0)
 _STEP_S = 10.0
@@ -125,6 +126,10 @@ class _Link:
         loop = asyncio.get_running_loop()
         factory = partial(_Side, self, self.pair)
         self.server = await loop.create_server(factory, LOOPBACK, 0)
+        for listener in self.server.sockets:
+            # The loopback's segments are larger than the buffer of `_Side`: a sender with much to
+            # send would wait for a window that never opens so far, and send by probes only.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT_BYTES)
         return int(self.server.sockets[0].getsockname()[1])
 
     def is_cut(self, direction: Pair) -> bool:
